@@ -1,0 +1,1 @@
+//! Arming: the thread that answers waiting processes.

@@ -1,0 +1,1 @@
+//! What to probe: packs, their schema, and their compilation to capture plans.

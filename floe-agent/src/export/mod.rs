@@ -1,0 +1,1 @@
+//! Where finished spans go: terminal, files, OTLP.

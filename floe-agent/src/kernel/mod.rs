@@ -1,0 +1,3 @@
+//! The kernel side: loading, attaching, maps, ring buffers, decoding.
+
+pub mod event;

@@ -1,0 +1,3 @@
+//! The `floe-agent` command.
+
+fn main() {}

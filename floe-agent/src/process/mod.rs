@@ -1,0 +1,1 @@
+//! What a process is, seen from outside: identity, environment, memory maps.

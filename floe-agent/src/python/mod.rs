@@ -1,0 +1,1 @@
+//! The CPython interpreter from the outside: ELF, version, layouts, objects, gate, functions.

@@ -1,0 +1,573 @@
+//! Types that the eBPF programs and user space share.
+//!
+//! Everything here is `#[repr(C)]`, of fixed size, without padding bytes that anybody reads, and checked at compile time:
+//! the kernel side writes these bytes, the user side reads them.
+//!
+//! The eBPF programs themselves are the binary of this crate (`src/main.rs`); it is built for `bpfel-unknown-none` only.
+#![no_std]
+
+/// Longest module name that can be in the catalogue, in bytes, the terminating zero included.
+pub const MODULE_NAME_LEN: usize = 96;
+/// Longest attribute or dictionary key in a capture path, in bytes.
+pub const KEY_LEN: usize = 64;
+/// Operations in one capture plan.
+pub const MAX_OPS: usize = 64;
+/// Registers of the capture machine; each holds the address of a Python object.
+pub const MAX_REGS: usize = 32;
+/// Frames of armed calls that are tracked per thread. The kernel tracks 64 pending return probes per task.
+pub const MAX_STACK: usize = 64;
+/// Armed calls nested deeper than this in one thread are disarmed.
+pub const MAX_DEPTH: u32 = 32;
+/// Fork ancestors through which an armed function is looked up.
+pub const MAX_ANCESTORS: usize = 6;
+/// Interpreter layouts that can be loaded at once.
+pub const MAX_LAYOUTS: u32 = 16;
+/// Keys (attribute names) of all plans together.
+pub const MAX_KEYS: u32 = 1024;
+/// Plans of all probes together (one for enter, one for exit).
+pub const MAX_PLANS: u32 = 1024;
+/// Cached hops: one per attribute or key operation.
+pub const MAX_HOPS: u32 = 1024;
+/// Cached types per hop; a power of two.
+pub const HOP_WAYS: u32 = 8;
+/// Bytes of captured fields in one record.
+pub const RECORD_LEN: usize = 4096;
+/// Longest captured string, in bytes of its representation in memory.
+pub const MAX_STR: usize = 1023;
+/// Entries of a dictionary or keys object that a look-up scans.
+pub const MAX_SCAN: u32 = 1024;
+/// Slots of the acknowledgement map; a power of two.
+pub const ACK_SLOTS: u32 = 4096;
+
+/// Declares a `#[repr(C)]` struct of plain data with its expected size.
+macro_rules! shared {
+    ($(#[$meta:meta])* pub struct $name:ident [$size:expr] { $($body:tt)* }) => {
+        $(#[$meta])*
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug)]
+        #[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
+        pub struct $name { $($body)* }
+        const _: () = assert!(core::mem::size_of::<$name>() == $size);
+    };
+}
+
+shared! {
+    /// What the programs know of a process that is traced or may be (map `PROCESSES`, by tgid).
+    ///
+    /// Written by the fork program (inheritance) and by user space (identification).
+    pub struct ProcessInfo [80] {
+        /// Identity of this address space; unique for the life of the agent. Armed functions belong to an epoch.
+        pub epoch: u32,
+        /// [`process_flags`].
+        pub flags: u32,
+        /// Epochs of the processes this one was forked from without exec, nearest first; 0 ends the list.
+        pub ancestors: [u32; MAX_ANCESTORS],
+        /// Index into `LAYOUTS`; meaningful with [`process_flags::READY`].
+        pub layout: u32,
+        /// Not used.
+        pub reserved: u32,
+        /// Address of `None`.
+        pub none: u64,
+        /// Address of `PyFloat_Type`.
+        pub float_type: u64,
+        /// Address of `PyBool_Type`.
+        pub bool_type: u64,
+        /// Address of a pointer to the thread state of the thread that holds the GIL.
+        pub tstate: u64,
+        /// Time of the exec or of the fork that made this address space, in nanoseconds since boot.
+        pub since: u64,
+    }
+}
+
+/// Bits of [`ProcessInfo::flags`].
+pub mod process_flags {
+    /// The process is to be traced if it is a Python interpreter; inherited by children.
+    pub const SELECTED: u32 = 1;
+    /// Layout and addresses are filled in.
+    pub const READY: u32 = 2;
+    /// The process switches C stacks: nothing is armed in it any more, and nothing will be.
+    pub const SWITCHES_STACKS: u32 = 4;
+    /// User space waits for a thread of this process that holds the GIL.
+    pub const RENDEZVOUS: u32 = 8;
+    /// `eval_frame` is set (3.11): changes of the recursion limit and of stack sizes are reported.
+    pub const GUARD_STACK: u32 = 16;
+}
+
+shared! {
+    /// Key of the map `FUNCTIONS`.
+    pub struct FunctionKey [16] {
+        /// Epoch of the process that armed the function.
+        pub epoch: u32,
+        /// Not used, zero.
+        pub reserved: u32,
+        /// Address of the `PyFunctionObject`.
+        pub function: u64,
+    }
+}
+
+shared! {
+    /// An armed function (map `FUNCTIONS`).
+    pub struct FunctionInfo [24] {
+        /// Its code object when it was armed; a call with another one is counted and ignored.
+        pub code: u64,
+        /// Which probe.
+        pub probe: u32,
+        /// [`function_flags`].
+        pub flags: u32,
+        /// Plan to run at entry, or [`NO_PLAN`].
+        pub enter_plan: u32,
+        /// Plan to run at return, or [`NO_PLAN`].
+        pub exit_plan: u32,
+    }
+}
+
+/// "No plan" in [`FunctionInfo`].
+pub const NO_PLAN: u32 = u32::MAX;
+
+/// Bits of [`FunctionInfo::flags`].
+pub mod function_flags {
+    /// importlib's `exec_module`: not a span, but the way modules arrive.
+    pub const LOADER: u32 = 1;
+}
+
+shared! {
+    /// One operation of a capture plan.
+    pub struct Op [16] {
+        /// One of [`op`].
+        pub code: u8,
+        /// Register to write.
+        pub dst: u8,
+        /// Register to read.
+        pub src: u8,
+        /// Field number of a leaf operation.
+        pub field: u8,
+        /// Key number ([`op::ATTR`], [`op::KEY`], [`op::ARG`]), item index ([`op::ITEM`]) or byte offset ([`op::LOAD`]).
+        pub arg: u32,
+        /// Hop number for the cache ([`op::ATTR`], [`op::KEY`]), or the keyword's key number plus one ([`op::ARG`]).
+        pub hop: u32,
+        /// Longest string to capture, in bytes of its representation.
+        pub max: u32,
+    }
+}
+
+/// Operation codes of the capture machine.
+pub mod op {
+    /// `dst` = positional argument `arg` (`u32::MAX`: none), else the keyword argument named by key `hop - 1` (0: none).
+    pub const ARG: u8 = 1;
+    /// `dst` = the return value.
+    pub const RESULT: u8 = 2;
+    /// `dst` = the exception that is leaving the function.
+    pub const EXCEPTION: u8 = 3;
+    /// `dst` = the function object.
+    pub const FUNCTION: u8 = 4;
+    /// `dst` = instance attribute of `src` named by key `arg`.
+    pub const ATTR: u8 = 5;
+    /// `dst` = item of the dict `src` under the str key `arg`.
+    pub const KEY: u8 = 6;
+    /// `dst` = item `arg` of the tuple or list `src`.
+    pub const ITEM: u8 = 7;
+    /// `dst` = the pointer at `src + arg`.
+    pub const LOAD: u8 = 8;
+    /// `dst` = the type of `src`.
+    pub const TYPE: u8 = 9;
+    /// Leaf: the value of `src` (str, int, float, bool, None, or an enum's `_value_` through key `arg`).
+    pub const VALUE: u8 = 10;
+    /// Leaf: the name of the type object `src`.
+    pub const TYPE_NAME: u8 = 11;
+    /// Leaf: the number of items of the tuple, list or dict `src`.
+    pub const LEN: u8 = 12;
+    /// `dst` = the type of the exception that is leaving the function.
+    pub const EXCEPTION_TYPE: u8 = 13;
+}
+
+shared! {
+    /// A capture plan (map `PLANS`).
+    pub struct Plan [1032] {
+        /// Operations used.
+        pub len: u32,
+        /// Not used.
+        pub reserved: u32,
+        /// The operations.
+        pub ops: [Op; MAX_OPS],
+    }
+}
+
+shared! {
+    /// A key: an attribute name, a dict key or a keyword (map `KEYS`). ASCII.
+    pub struct Key [72] {
+        /// Length in bytes.
+        pub len: u64,
+        /// Text, zero-padded.
+        pub text: [u64; KEY_LEN / 8],
+    }
+}
+
+shared! {
+    /// Where one CPython minor keeps things (map `LAYOUTS`). Offsets in bytes. Source: `floe-agent/src/python/layout.rs`.
+    pub struct Layout [64] {
+        /// `PyFunctionObject.func_code`.
+        pub function_code: u16,
+        /// `PyModuleObject.md_name`.
+        pub module_name: u16,
+        /// Data of a compact ASCII str: `sizeof(PyASCIIObject)`.
+        pub str_ascii_data: u16,
+        /// Data of a compact non-ASCII str, and the data pointer of a non-compact one: `sizeof(PyCompactUnicodeObject)`.
+        pub str_compact_data: u16,
+        /// `PyASCIIObject.state`.
+        pub str_state: u16,
+        /// One of [`int_style`].
+        pub int_style: u16,
+        /// `PyTupleObject.ob_item`.
+        pub tuple_items: u16,
+        /// `PyListObject.ob_item`.
+        pub list_items: u16,
+        /// `PyDictObject.ma_keys`.
+        pub dict_keys: u16,
+        /// `PyDictObject.ma_values`.
+        pub dict_values: u16,
+        /// One of [`keys_style`].
+        pub keys_style: u16,
+        /// `PyDictValues.values`.
+        pub values_items: u16,
+        /// One of [`instance_style`].
+        pub instance_style: u16,
+        /// `PyTypeObject.tp_flags`.
+        pub type_flags: u16,
+        /// `PyTypeObject.tp_basicsize`.
+        pub type_basicsize: u16,
+        /// `PyTypeObject.tp_itemsize`.
+        pub type_itemsize: u16,
+        /// `PyTypeObject.tp_dictoffset`.
+        pub type_dictoffset: u16,
+        /// `PyHeapTypeObject.ht_cached_keys`.
+        pub type_cached_keys: u16,
+        /// `PyTypeObject.tp_name`.
+        pub type_name: u16,
+        /// `PyTypeObject.tp_base`.
+        pub type_base: u16,
+        /// `PyThreadState.current_exception` or `curexc_value`.
+        pub tstate_exception: u16,
+        /// `PyThreadState.curexc_type`; 0 where the type is the value's.
+        pub tstate_exception_type: u16,
+        /// `PyDictObject.ma_used`.
+        pub dict_used: u16,
+        /// Not used.
+        pub reserved: [u16; 9],
+    }
+}
+
+/// How an int keeps its sign and size.
+pub mod int_style {
+    /// 3.8 to 3.11: in `ob_size`.
+    pub const OB_SIZE: u16 = 0;
+    /// 3.12 on: in `lv_tag`.
+    pub const LV_TAG: u16 = 1;
+}
+
+/// How a dict's keys object is laid out.
+pub mod keys_style {
+    /// 3.8 to 3.10: `dk_size` in entries, 24-byte entries with the hash.
+    pub const SIZE: u16 = 0;
+    /// 3.11 on: `dk_log2_size`, and 16-byte entries where all keys are str.
+    pub const LOG2: u16 = 1;
+}
+
+/// Where an instance keeps its attributes.
+pub mod instance_style {
+    /// 3.8 to 3.10: a dict at `tp_dictoffset`.
+    pub const DICT: u16 = 0;
+    /// 3.11: values at `obj - 32`, dict at `obj - 24`.
+    pub const VALUES_AND_DICT: u16 = 1;
+    /// 3.12: one word at `obj - 24`, tagged.
+    pub const TAGGED: u16 = 2;
+    /// 3.13: values behind the object header (`sizeof(PyObject)`), dict at `obj - 24`.
+    pub const INLINE_HEADER: u16 = 3;
+    /// 3.14: values behind the object (`tp_basicsize`), dict at `obj - 24`.
+    pub const INLINE_BASICSIZE: u16 = 4;
+}
+
+shared! {
+    /// Remembers, for one hop and one type, where the attribute was (map `HOPS`). Every use checks it against the target's memory.
+    pub struct HopEntry [48] {
+        /// The type (attributes) or 0.
+        pub type_: u64,
+        /// The keys object; 0 where only the index is a hint (per-instance dicts).
+        pub keys: u64,
+        /// The key's str object.
+        pub key: u64,
+        /// The key's hash as CPython keeps it.
+        pub hash: u64,
+        /// Index of the entry.
+        pub index: u32,
+        /// Type flags (low 32 bits) at the time.
+        pub type_flags: u32,
+        /// `tp_dictoffset` (low 32 bits) and `tp_basicsize` (high 32 bits) at the time.
+        pub shape: u64,
+    }
+}
+
+/// Kinds of records in the ring buffers.
+pub mod event {
+    /// An armed function was called: [`super::CallEnter`], then fields.
+    pub const ENTER: u8 = 1;
+    /// It returned: [`super::CallReturn`], then fields.
+    pub const RETURN: u8 = 2;
+    /// A traced process forked: [`super::ProcessEvent`].
+    pub const FORK: u8 = 3;
+    /// A thread of a traced process ended: [`super::ProcessEvent`].
+    pub const EXIT: u8 = 4;
+    /// A selected process called exec: [`super::ProcessEvent`].
+    pub const EXEC: u8 = 5;
+}
+
+shared! {
+    /// Begins every record of the ring buffer `EVENTS`.
+    pub struct Header [24] {
+        /// One of [`event`].
+        pub kind: u8,
+        /// Kind-specific.
+        pub flags: u8,
+        /// Records of this thread that were lost before this one.
+        pub lost: u16,
+        /// Process (thread group) in the initial pid namespace.
+        pub tgid: u32,
+        /// Thread in the initial pid namespace.
+        pub tid: u32,
+        /// Epoch of the process's address space.
+        pub epoch: u32,
+        /// Nanoseconds since boot (`CLOCK_BOOTTIME`).
+        pub time: u64,
+    }
+}
+
+shared! {
+    /// An armed call begins.
+    pub struct CallEnter [40] {
+        /// Common part; `time` together with `tid` identifies the call.
+        pub header: Header,
+        /// Which probe.
+        pub probe: u32,
+        /// Armed calls already open in this thread.
+        pub depth: u32,
+        /// Bytes of fields that follow.
+        pub fields: u32,
+        /// [`enter_flags`].
+        pub flags: u32,
+    }
+}
+
+/// Bits of [`CallEnter::flags`] and [`CallReturn::flags`].
+pub mod enter_flags {
+    /// The function is nested too deep; it is being disarmed.
+    pub const RECURSION: u32 = 1;
+    /// There was no room for all fields.
+    pub const FIELDS_CUT: u32 = 2;
+}
+
+/// How a call ended.
+pub mod outcome {
+    /// It returned an object.
+    pub const RETURNED: u32 = 0;
+    /// It returned NULL: an exception is leaving it.
+    pub const RAISED: u32 = 1;
+}
+
+shared! {
+    /// An armed call ends.
+    pub struct CallReturn [48] {
+        /// Common part.
+        pub header: Header,
+        /// `header.time` of the enter record.
+        pub call: u64,
+        /// Which probe.
+        pub probe: u32,
+        /// One of [`outcome`].
+        pub outcome: u32,
+        /// Bytes of fields that follow.
+        pub fields: u32,
+        /// [`enter_flags`].
+        pub flags: u32,
+    }
+}
+
+shared! {
+    /// Fork, exec or exit.
+    pub struct ProcessEvent [40] {
+        /// Common part: fork: the parent; exec and exit: the process.
+        pub header: Header,
+        /// Fork: the child's tgid. Exit: 1 if it was the last thread.
+        pub other: u32,
+        /// Fork: the child's epoch.
+        pub other_epoch: u32,
+        /// Exit: the task's exit code as the kernel keeps it.
+        pub code: u64,
+    }
+}
+
+shared! {
+    /// Begins each captured field; `len` payload bytes follow, then the next field at a multiple of 4.
+    pub struct Field [8] {
+        /// Field number of the plan.
+        pub field: u8,
+        /// One of [`value`].
+        pub kind: u8,
+        /// 1 if the value was cut.
+        pub cut: u8,
+        /// Not used.
+        pub reserved: u8,
+        /// Payload bytes.
+        pub len: u32,
+    }
+}
+
+/// Kinds of captured values.
+pub mod value {
+    /// UTF-8 or ASCII bytes.
+    pub const UTF8: u8 = 1;
+    /// Latin-1: a str of kind 1 that is not ASCII.
+    pub const LATIN1: u8 = 2;
+    /// UCS-2: a str of kind 2.
+    pub const UCS2: u8 = 3;
+    /// UCS-4: a str of kind 4.
+    pub const UCS4: u8 = 4;
+    /// `i64`.
+    pub const INT: u8 = 5;
+    /// `f64`.
+    pub const FLOAT: u8 = 6;
+    /// One byte.
+    pub const BOOL: u8 = 7;
+    /// None: no payload.
+    pub const NONE: u8 = 8;
+}
+
+/// Kinds of [`Urgent`] records: a thread waits in its probe until user space has answered.
+pub mod urgent {
+    /// `Py_RunMain` of a selected process.
+    pub const RUN_MAIN: u32 = 1;
+    /// A module of the catalogue was imported; `name`.
+    pub const MODULE: u32 = 2;
+    /// The process is about to switch C stacks.
+    pub const SWITCH: u32 = 3;
+    /// A function is nested too deep; `arg0` is its address.
+    pub const RECURSION: u32 = 4;
+    /// `sys.setrecursionlimit` (`arg0`: the int) or `_thread.stack_size` (`arg1`: the argument tuple) is called.
+    pub const STACK_CONFIG: u32 = 5;
+    /// The thread holds the GIL, as user space asked for.
+    pub const RENDEZVOUS: u32 = 6;
+    /// A selected process called exec. Nobody waits.
+    pub const EXEC: u32 = 7;
+}
+
+shared! {
+    /// A record of the ring buffer `URGENT`.
+    pub struct Urgent [144] {
+        /// One of [`urgent`].
+        pub kind: u32,
+        /// Process.
+        pub tgid: u32,
+        /// Thread.
+        pub tid: u32,
+        /// Epoch.
+        pub epoch: u32,
+        /// To be written to `ACKS[token % ACK_SLOTS]`; also the time, in nanoseconds since boot.
+        pub token: u64,
+        /// How long the thread waits at most, in nanoseconds.
+        pub bound: u64,
+        /// Kind-specific.
+        pub arg0: u64,
+        /// Kind-specific.
+        pub arg1: u64,
+        /// Kind-specific, zero-terminated.
+        pub name: [u8; MODULE_NAME_LEN],
+    }
+}
+
+shared! {
+    /// Settings of the programs (map `SETTINGS`, one element), written before anything is attached.
+    pub struct Settings [48] {
+        /// Longest wait for a module to be armed, in nanoseconds.
+        pub module_wait: u64,
+        /// Longest wait where waiting longer is the safe side (first use of an interpreter, stack switch), in nanoseconds.
+        pub long_wait: u64,
+        /// Offset of `task_struct.pid`.
+        pub task_pid: u32,
+        /// Offset of `task_struct.tgid`.
+        pub task_tgid: u32,
+        /// Offset of `task_struct.signal`.
+        pub task_signal: u32,
+        /// Offset of `signal_struct.live`.
+        pub signal_live: u32,
+        /// Offset of `task_struct.exit_code`.
+        pub task_exit_code: u32,
+        /// Bytes in the ring buffer at which its reader is woken.
+        pub wake_at: u32,
+        /// Processes of this tgid's children are selected (the agent while it starts a command); 0: none.
+        pub select_children_of: u32,
+        /// Not used.
+        pub reserved: u32,
+    }
+}
+
+macro_rules! counters {
+    ($($(#[$meta:meta])* $name:ident = $text:literal,)*) => {
+        /// What the programs count (map `COUNTERS`, per CPU).
+        #[repr(u32)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Counter { $($(#[$meta])* $name,)* }
+        impl Counter {
+            /// All counters, in order.
+            pub const ALL: &'static [Counter] = &[$(Counter::$name,)*];
+            /// Its name in reports.
+            pub const fn name(self) -> &'static str {
+                match self { $(Counter::$name => $text,)* }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Hits of the gate in processes that are traced.
+    GateHits = "gate_hits",
+    /// Hits of the gate in processes that are not.
+    GateForeign = "gate_hits_not_selected",
+    /// Hits of the gate by importlib's loader.
+    LoaderHits = "loader_hits",
+    /// Armed calls that began.
+    Calls = "calls",
+    /// Armed calls whose return was seen.
+    Returns = "returns",
+    /// Hits of `Py_RunMain` in selected processes.
+    RunMain = "run_main_hits",
+    /// Hits of `Py_RunMain` in others.
+    RunMainForeign = "run_main_hits_not_selected",
+    /// Gate hits of a function that is in no table.
+    UnknownFunction = "unknown_functions",
+    /// Gate hits of a function whose code object is not the one that was armed.
+    OtherCode = "functions_with_other_code",
+    /// Calls whose frame left the stack without a return probe.
+    MissedReturns = "missed_returns",
+    /// Calls nested too deep.
+    TooDeep = "calls_too_deep",
+    /// Records that did not fit the ring buffer.
+    LostEvents = "events_lost",
+    /// Urgent records that did not fit.
+    LostUrgent = "urgent_events_lost",
+    /// Waits for user space.
+    Waits = "waits",
+    /// Waits that ran into their bound.
+    WaitTimeouts = "wait_timeouts",
+    /// Nanoseconds spent in waits.
+    WaitNanos = "wait_ns",
+    /// Attribute look-ups answered by the cache.
+    HopHits = "attribute_cache_hits",
+    /// Attribute look-ups that scanned.
+    HopMisses = "attribute_cache_misses",
+    /// Fields that could not be read.
+    FieldsAbsent = "fields_absent",
+    /// Threads or processes that did not fit their table.
+    TableFull = "table_full",
+    /// First switches of C stacks in a traced process.
+    Switches = "stack_switches",
+    /// Catalogue modules whose import was nested too deep for a return probe.
+    DeepImports = "deep_imports",
+}
