@@ -1,1 +1,3 @@
 //! What a process is, seen from outside: identity, environment, memory maps.
+
+pub mod maps;
