@@ -440,8 +440,11 @@ impl<'m> Heap<'m> {
         let l = &self.layout.str;
         let data = l.ascii_data as usize;
         let len = data + wanted.len();
+        let whole = || {
+            self.text(object, wanted.chars().count()).is_ok_and(|read| !read.cut && read.text == wanted)
+        };
         if !wanted.is_ascii() || len > ROOM {
-            return self.name(object).is_ok_and(|name| name == wanted);
+            return whole();
         }
         let mut buf = [0; ROOM];
         if self.mem.read(object, &mut buf[..len]).is_err() {
@@ -458,7 +461,7 @@ impl<'m> Heap<'m> {
             return false;
         }
         if u64_at(OB_TYPE) != self.types.str.0 || buf[l.state as usize] & 0x60 != 0x60 {
-            return self.name(object).is_ok_and(|name| name == wanted);
+            return whole();
         }
         buf[data..len] == *wanted.as_bytes()
     }
