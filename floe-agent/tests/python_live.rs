@@ -290,8 +290,12 @@ fn unsupported_versions_are_refused_with_their_version() {
 #[test]
 fn interpreters_are_recognised_from_their_files_quickly() {
     for python in supported() {
-        let executable = Command::new(&python).args(["-c", "import sys; print(sys.executable)"]).output().unwrap();
-        let exe = std::fs::canonicalize(String::from_utf8(executable.stdout).unwrap().trim()).unwrap();
+        let executable = Command::new(&python)
+            .args(["-c", "import sys; print(sys.executable)"])
+            .output()
+            .unwrap();
+        let exe =
+            std::fs::canonicalize(String::from_utf8(executable.stdout).unwrap().trim()).unwrap();
         let elf = floe_agent::python::elf::ElfFile::read(&exe, &["_PyRuntime"]).unwrap();
         let file = if floe_agent::python::identify::is_launcher(&elf) {
             let Some(library) =
@@ -633,7 +637,12 @@ fn nested_functions_are_found_wherever_they_are_kept() {
         let name = subject.target.name.clone();
         let mut expect = |qualname: &str, expression: &str| {
             let mut expected = subject.target.addrs(expression);
-            let resolver = subject.resolver();
+            let cached = CachedMemory::new(subject.mem);
+            let modules = subject
+                .interpreter
+                .modules(&cached, subject.interpreter.main)
+                .unwrap();
+            let resolver = Resolver::new(subject.interpreter.heap(&cached), modules);
             let mut found: Vec<_> = resolver
                 .resolve("floe_fixture", qualname, &["floe_fixture"])
                 .unwrap_or_else(|error| panic!("{name}: {qualname}: {error}"))
@@ -951,4 +960,142 @@ fn subinterpreters_are_seen() {
         }
         Interpreter::verify(&subject.mem, &subject.located.file, subject.located.bias).unwrap();
     });
+}
+
+/// Memory that lies now and then: a few of the words that are read are something else.
+struct LyingMemory<'m> {
+    inner: &'m dyn Memory,
+    seed: std::cell::Cell<u64>,
+    rarity: u64,
+}
+
+impl LyingMemory<'_> {
+    fn random(&self) -> u64 {
+        let next = self
+            .seed
+            .get()
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        self.seed.set(next);
+        next >> 24
+    }
+}
+
+impl Memory for LyingMemory<'_> {
+    fn read(
+        &self,
+        addr: UserAddr,
+        buf: &mut [u8],
+    ) -> Result<(), floe_agent::python::memory::MemoryError> {
+        self.inner.read(addr, buf)?;
+        if self.random().is_multiple_of(self.rarity) && !buf.is_empty() {
+            let at = self.random() as usize % buf.len();
+            let lie = match self.random() % 6 {
+                0 => u64::MAX,
+                1 => 0,
+                2 => addr.0,
+                3 => self.random() % 100_000,
+                4 => 1 << 63,
+                _ => self.random(),
+            };
+            for (byte, lie) in buf[at..].iter_mut().zip(lie.to_le_bytes()) {
+                *byte = lie;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn a_process_that_lies_gets_no_panic_and_no_endless_loop() {
+    each(|subject| {
+        let cached = CachedMemory::new(subject.mem);
+        let begin = std::time::Instant::now();
+        let (mut verified, mut resolved) = (0, 0);
+        for round in 0..60_u64 {
+            let lying = LyingMemory {
+                inner: &cached,
+                seed: std::cell::Cell::new(round),
+                rarity: [10, 100, 1000, 10_000][round as usize % 4],
+            };
+            if Interpreter::verify(&lying, &subject.located.file, subject.located.bias).is_ok() {
+                verified += 1;
+            }
+            let heap = subject.interpreter.heap(&lying);
+            let Ok(modules) = subject
+                .interpreter
+                .modules(&cached, subject.interpreter.main)
+            else {
+                continue;
+            };
+            let resolver = Resolver::new(heap, modules);
+            for name in [
+                "plain",
+                "deeply",
+                "Klass.decorated",
+                "in_object",
+                "outer.<locals>.inner",
+                "cyclic",
+            ] {
+                if resolver.resolve("floe_fixture", name, &[]).is_ok() {
+                    resolved += 1;
+                }
+            }
+            let _ = resolver.implementations("floe_fixture", "Base", "overridden");
+            let _ = resolver.find_method_def("builtins", "bool.bit_length");
+            let _ = resolver.module_names();
+            assert!(
+                begin.elapsed().as_secs() < 120,
+                "{}: too slow",
+                subject.target.name
+            );
+        }
+        eprintln!(
+            "{}: {verified} verified, {resolved} resolved, {:?}",
+            subject.target.name,
+            begin.elapsed()
+        );
+    });
+}
+
+#[test]
+fn the_functions_of_greenlet_are_found() {
+    let Ok(pythons) = std::env::var("FLOE_TEST_GREENLET_PYTHONS") else {
+        eprintln!("SKIPPED: FLOE_TEST_GREENLET_PYTHONS names no interpreters that have greenlet");
+        return;
+    };
+    for python in pythons.split(':').filter(|python| !python.is_empty()) {
+        let Some(mut subject) = Subject::start(Path::new(python)) else {
+            continue;
+        };
+        subject
+            .target
+            .ask("f.__dict__.update(g=__import__('greenlet'))");
+        let maps = floe_agent::process::maps::read(subject.target.pid()).unwrap();
+        let in_greenlet = |addr: UserAddr| {
+            maps.iter()
+                .find(|mapping| mapping.contains(addr))
+                .is_some_and(|mapping| {
+                    mapping.execute && mapping.path.to_string_lossy().contains("greenlet")
+                })
+        };
+        let resolver = subject.resolver();
+        for path in ["greenlet.switch", "greenlet.throw"] {
+            let def = resolver.find_method_def("greenlet", path).unwrap();
+            assert_eq!(def.name, path.rsplit('.').next().unwrap(), "{python}");
+            assert!(in_greenlet(def.function), "{python}: {path}");
+        }
+        // greenlet.h: PyGreenlet_Throw_NUM is 5, PyGreenlet_Switch_NUM 6.
+        let table = resolver
+            .capsule_pointer("greenlet._greenlet", "_C_API")
+            .unwrap();
+        for slot in [5, 6] {
+            let function = subject.mem.read_ptr(table.offset(slot * 8)).unwrap();
+            assert!(in_greenlet(function), "{python}: slot {slot}");
+        }
+        eprintln!(
+            "{python}: CPython {}: greenlet's functions found",
+            subject.interpreter.version()
+        );
+    }
 }

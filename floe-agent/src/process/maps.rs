@@ -12,6 +12,7 @@ use crate::units::{FileOffset, Pid, UserAddr};
 const MAX_BYTES: u64 = 16 << 20;
 
 /// One mapping of a process.
+#[allow(clippy::struct_excessive_bools)] // permissions
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mapping {
     /// First byte.

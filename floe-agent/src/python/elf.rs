@@ -427,8 +427,8 @@ impl ElfFile {
             .iter()
             .filter(|s| s.executable == executable)
             .find(|s| {
-                offset.0 >= s.offset.0 & !(PAGE - 1)
-                    && offset.0 < s.offset.0.saturating_add(s.file_size)
+                (s.offset.0 & !(PAGE - 1)..s.offset.0.saturating_add(s.file_size))
+                    .contains(&offset.0)
             })
             .map(|s| {
                 start
@@ -521,7 +521,7 @@ mod tests {
         let mut seed = 1_u64;
         for round in 0..200 {
             let mut bytes = head.to_vec();
-            for _ in 0..round % 9 + 1 {
+            for _ in 0..=round % 9 {
                 seed = seed
                     .wrapping_mul(6_364_136_223_846_793_005)
                     .wrapping_add(1_442_695_040_888_963_407);

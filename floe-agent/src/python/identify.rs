@@ -206,11 +206,11 @@ impl InterpreterFile {
         CoreTypes::look_up(|symbol| elf.symbol(symbol).map(|addr| UserAddr(addr.0)))
             .map_err(missing)?;
         Ok(Self {
+            elf,
             hexversion,
             candidates,
             runtime,
             eval_frame_default,
-            elf,
         })
     }
 
@@ -418,19 +418,20 @@ fn examine(
             Refusal::Gone { pid }
         });
     };
-    let file = match known.iter().find(|file| file.identity() == identity) {
-        Some(file) => Arc::clone(file),
-        None => {
-            let elf = ElfFile::read(&path, &wanted())?;
-            if is_launcher(&elf) && mappings.len() < 2 {
-                return Err(Refusal::NotReady {
-                    what: "its libraries are not mapped yet",
-                });
-            }
-            let file = InterpreterFile::from_elf(elf)
-                .map_err(|refusal| named_refusal(refusal, &first.path))?;
-            Arc::new(file)
+    let known = known.iter().find(|file| file.identity() == identity);
+    let file = if let Some(file) = known {
+        Arc::clone(file)
+    } else {
+        let elf = ElfFile::read(&path, &wanted())?;
+        if is_launcher(&elf) && mappings.len() < 2 {
+            return Err(Refusal::NotReady {
+                what: "its libraries are not mapped yet",
+            });
         }
+        Arc::new(
+            InterpreterFile::from_elf(elf)
+                .map_err(|refusal| named_refusal(refusal, &first.path))?,
+        )
     };
     let bias = mappings
         .iter()
@@ -501,6 +502,9 @@ const MAX_INTERPRETERS: usize = 256;
 
 impl Interpreter {
     /// Checks that the process is what the tables say. Nothing is written; nothing may be written before this has passed.
+    ///
+    /// If no thread of the target is held, objects may change while they are read: then a failed self-check is worth a
+    /// second try.
     pub fn verify(mem: &dyn Memory, file: &InterpreterFile, bias: u64) -> Result<Self, Refusal> {
         if let [layout] = file.candidates() {
             return Self::verify_as(mem, file, bias, layout);
@@ -740,7 +744,11 @@ fn check_sys(heap: &Heap<'_>, sysdict: UserAddr, version: Minor) -> Result<u32, 
     }
     let flags = match get("abiflags")? {
         Some(object) => heap.name(object)?,
-        None => return Err(Refusal::check("sys.abiflags is missing")),
+        None => {
+            return Err(Refusal::NotReady {
+                what: "sys.abiflags does not exist yet",
+            });
+        }
     };
     if flags.contains('d') || get("gettotalrefcount")?.is_some() {
         return Err(Refusal::DebugBuild);

@@ -222,7 +222,7 @@ impl ProcessMemory {
         self.check(written, addr, len)
     }
 
-    fn check(&self, done: isize, addr: UserAddr, len: usize) -> Result<(), MemoryError> {
+    fn check(self, done: isize, addr: UserAddr, len: usize) -> Result<(), MemoryError> {
         if done == len.cast_signed() {
             return Ok(());
         }

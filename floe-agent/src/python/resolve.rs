@@ -3,20 +3,16 @@
 //! `pkg.module` and `Class.method`, `function` or `outer.<locals>.inner` become the addresses of function objects. A name
 //! that a decorator has taken over is searched behind: what counts is the function whose *code* has the wanted name.
 
+use std::cell::RefCell;
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::ops::ControlFlow;
 
-use super::layout::OB_TYPE;
+use super::graph::Graph;
 use super::memory::MemoryError;
-use super::objects::{
-    Code, Function, Heap, MAX_NAME, ObjectError, TypeInfo, code_flags, type_flags,
-};
+use super::objects::{Code, Function, Heap, MAX_NAME, ObjectError, code_flags};
 use crate::units::UserAddr;
 
 /// Most objects that the search for nested functions looks at.
 pub const MAX_OBJECTS: usize = 50_000;
-/// Most references that it follows; numbers and texts, which lead nowhere, count here only.
-const MAX_REFERENCES: usize = 500_000;
 /// Longest chain of references from a module to a nested function.
 pub const MAX_DEPTH: u32 = 12;
 /// Most objects that the search behind a decorated name looks at.
@@ -174,21 +170,35 @@ pub struct MethodDef {
 }
 
 /// Finds functions in one interpreter.
+///
+/// Remembers the modules that it has found: make a new one when the target has run.
 pub struct Resolver<'m> {
     heap: Heap<'m>,
     modules: UserAddr,
+    known: RefCell<HashMap<String, UserAddr>>,
 }
 
 impl<'m> Resolver<'m> {
     /// Resolves names with `modules`, the dict `sys.modules` of an interpreter.
     pub fn new(heap: Heap<'m>, modules: UserAddr) -> Self {
-        Self { heap, modules }
+        Self {
+            heap,
+            modules,
+            known: RefCell::default(),
+        }
     }
 
     /// A module that is imported. `None` in `sys.modules`, which forbids an import, does not count.
     pub fn module(&self, name: &str) -> Result<Option<UserAddr>> {
-        let module = self.heap.dict_get(self.modules, name)?;
-        Ok(module.filter(|&module| module != self.heap.types.none))
+        if let Some(&module) = self.known.borrow().get(name) {
+            return Ok(Some(module));
+        }
+        let module = self.heap.dict_get_newest(self.modules, name)?;
+        let module = module.filter(|&module| module != self.heap.types.none);
+        if let Some(module) = module {
+            self.known.borrow_mut().insert(name.to_owned(), module);
+        }
+        Ok(module)
     }
 
     /// The names of all modules that are imported.
@@ -269,7 +279,7 @@ impl<'m> Resolver<'m> {
             .dict_get(dict, "__file__")?
             .and_then(|file| heap.name(file).ok());
         let mut similar = None;
-        while let Some(next) = graph.next()? {
+        while let Some(next) = graph.next() {
             let Ok(function) = heap.function(next) else {
                 continue;
             };
@@ -426,15 +436,17 @@ impl<'m> Resolver<'m> {
         for module in found_in {
             match self.module_dict(module) {
                 Ok(dict) => {
-                    for (_, object) in heap.dict(dict)? {
-                        graph.push(object, 0);
+                    for (name, object) in heap.dict(dict)? {
+                        if !heap.str_is(name, "__builtins__") {
+                            graph.push(object, 0);
+                        }
                     }
                 }
                 Err(error) => missing = Some(error),
             }
         }
         let mut found = Vec::new();
-        while let Some(object) = graph.next()? {
+        while let Some(object) = graph.next() {
             let Ok(function) = heap.function(object) else {
                 continue;
             };
@@ -447,9 +459,9 @@ impl<'m> Resolver<'m> {
             (true, Some(error)) => Err(error),
             (true, None) => Err(ResolveError::NotReached {
                 name: name.to_owned(),
-                searched: graph.seen.len(),
+                searched: graph.reached(),
                 found_in: found_in.join(", "),
-                more: if graph.cut {
+                more: if graph.is_cut() {
                     " (the search was cut off)"
                 } else {
                     ""
@@ -637,7 +649,7 @@ impl<'m> Resolver<'m> {
         };
         let mut graph = Graph::new(*heap, MAX_BEHIND, MAX_BEHIND_DEPTH);
         graph.push(object, 0);
-        while let Some(next) = graph.next()? {
+        while let Some(next) = graph.next() {
             if let Ok(function) = heap.function(next)
                 && heap.code_name(function.code).is_ok_and(|own| own == name)
             {
@@ -654,268 +666,4 @@ struct Place {
     object: UserAddr,
     /// The class whose dict holds it.
     class: Option<UserAddr>,
-}
-
-/// What the instances of a type refer to.
-#[derive(Clone, Debug)]
-enum Kind {
-    Function,
-    Wrapper,
-    Method,
-    Cell,
-    Dict,
-    List,
-    Tuple,
-    Type,
-    Instance(Box<(TypeInfo, Vec<u64>)>),
-    /// Nothing that is followed: modules, numbers, texts, objects of types written in C without a dict.
-    Leaf,
-}
-
-/// Breadth-first walk over what objects refer to. Every object is visited once, and there is a bound on their number.
-struct Graph<'m> {
-    heap: Heap<'m>,
-    queue: VecDeque<(UserAddr, u32)>,
-    seen: HashSet<UserAddr>,
-    kinds: HashMap<UserAddr, Kind>,
-    limit: usize,
-    depth: u32,
-    references: usize,
-    cut: bool,
-}
-
-impl<'m> Graph<'m> {
-    fn new(heap: Heap<'m>, limit: usize, depth: u32) -> Self {
-        Self {
-            heap,
-            queue: VecDeque::new(),
-            seen: HashSet::new(),
-            kinds: HashMap::new(),
-            limit,
-            depth,
-            references: 0,
-            cut: false,
-        }
-    }
-
-    fn push(&mut self, object: UserAddr, depth: u32) {
-        if object.is_null() || self.cut_off() {
-            return;
-        }
-        self.references += 1;
-        if self.seen.contains(&object) {
-            return;
-        }
-        let kind = self.heap.type_of(object).and_then(|type_| self.kind(type_));
-        if !matches!(kind, Ok(kind) if !matches!(kind, Kind::Leaf)) {
-            return;
-        }
-        if depth > self.depth || self.seen.len() >= self.limit {
-            self.cut = true;
-            return;
-        }
-        self.seen.insert(object);
-        self.queue.push_back((object, depth));
-    }
-
-    /// Whether the bound on references has been reached.
-    fn cut_off(&mut self) -> bool {
-        if self.references >= MAX_REFERENCES {
-            self.cut = true;
-            return true;
-        }
-        false
-    }
-
-    /// The next object; what it refers to is queued.
-    fn next(&mut self) -> Result<Option<UserAddr>> {
-        let Some((object, depth)) = self.queue.pop_front() else {
-            return Ok(None);
-        };
-        // An object that cannot be read refers to nothing.
-        if let Ok(children) = self.children(object) {
-            for child in children {
-                self.push(child, depth + 1);
-            }
-        }
-        Ok(Some(object))
-    }
-
-    fn kind(&mut self, type_: UserAddr) -> std::result::Result<Kind, ObjectError> {
-        if let Some(kind) = self.kinds.get(&type_) {
-            return Ok(kind.clone());
-        }
-        let kind = self.classify(type_)?;
-        self.kinds.insert(type_, kind.clone());
-        Ok(kind)
-    }
-
-    fn classify(&self, type_: UserAddr) -> std::result::Result<Kind, ObjectError> {
-        const LEAVES: u64 =
-            type_flags::LONG | type_flags::STR | type_flags::BYTES | type_flags::EXCEPTION;
-        let heap = &self.heap;
-        let types = heap.types;
-        let exact = [
-            (types.function, Kind::Function),
-            (types.method, Kind::Method),
-            (types.cell, Kind::Cell),
-            (types.staticmethod, Kind::Wrapper),
-            (types.classmethod, Kind::Wrapper),
-            (types.property, Kind::Wrapper),
-        ];
-        if let Some((_, kind)) = exact.into_iter().find(|(known, _)| *known == type_) {
-            return Ok(kind);
-        }
-        let info = heap.type_info(type_)?;
-        if info.flags & LEAVES != 0 {
-            return Ok(Kind::Leaf);
-        }
-        if info.has(type_flags::TYPE) {
-            return Ok(Kind::Type);
-        }
-        let bases = self.bases(type_)?;
-        if bases.contains(&types.module) {
-            return Ok(Kind::Leaf);
-        }
-        let wrappers = [types.staticmethod, types.classmethod, types.property];
-        if wrappers.iter().any(|wrapper| bases.contains(wrapper))
-            || heap.type_name(type_)? == "functools.partial"
-        {
-            return Ok(Kind::Wrapper);
-        }
-        for (flag, kind) in [
-            (type_flags::DICT, Kind::Dict),
-            (type_flags::LIST, Kind::List),
-            (type_flags::TUPLE, Kind::Tuple),
-        ] {
-            if info.has(flag) {
-                return Ok(kind);
-            }
-        }
-        let slots = self.slots(&info)?;
-        if info.dictoffset == 0 && !info.has(type_flags::MANAGED_DICT) && slots.is_empty() {
-            return Ok(Kind::Leaf);
-        }
-        Ok(Kind::Instance(Box::new((info, slots))))
-    }
-
-    fn bases(&self, type_: UserAddr) -> std::result::Result<Vec<UserAddr>, ObjectError> {
-        let mut bases = Vec::new();
-        let mut class = type_;
-        while !class.is_null() && bases.len() < 32 {
-            bases.push(class);
-            class = self
-                .heap
-                .mem
-                .read_ptr(class.offset(self.heap.layout.type_.base))?;
-        }
-        Ok(bases)
-    }
-
-    /// Where instances of a heap type keep the objects of `__slots__`.
-    fn slots(&self, info: &TypeInfo) -> std::result::Result<Vec<u64>, ObjectError> {
-        let mut slots = Vec::new();
-        if !info.has(type_flags::HEAPTYPE) {
-            return Ok(slots);
-        }
-        for class in self.heap.mro(info)? {
-            let class = self.heap.type_info(class)?;
-            if class.dict.is_null() || !class.has(type_flags::HEAPTYPE) {
-                continue;
-            }
-            self.heap.dict_walk(class.dict, |_, value| {
-                if let Ok(Some(offset)) = self.heap.slot_offset(value, info)
-                    && !slots.contains(&offset)
-                {
-                    slots.push(offset);
-                }
-                ControlFlow::<()>::Continue(())
-            })?;
-        }
-        Ok(slots)
-    }
-
-    fn children(&mut self, object: UserAddr) -> std::result::Result<Vec<UserAddr>, ObjectError> {
-        let heap = self.heap;
-        let type_ = heap.mem.read_ptr(object.offset(OB_TYPE))?;
-        let values = |dict: UserAddr| -> std::result::Result<Vec<UserAddr>, ObjectError> {
-            Ok(heap
-                .dict(dict)?
-                .into_iter()
-                .map(|(_, value)| value)
-                .collect())
-        };
-        let kind = self.kind(type_)?;
-        Ok(match &kind {
-            Kind::Leaf => Vec::new(),
-            Kind::Function => {
-                let function = heap.function(object)?;
-                let mut children = Vec::new();
-                if !function.dict.is_null() {
-                    children.extend(values(function.dict)?);
-                }
-                if !function.closure.is_null() {
-                    children.extend(heap.tuple(function.closure)?);
-                }
-                if !function.defaults.is_null() {
-                    children.extend(heap.tuple(function.defaults)?);
-                }
-                if !function.kwdefaults.is_null() {
-                    children.extend(values(function.kwdefaults)?);
-                }
-                children
-            }
-            Kind::Wrapper => {
-                let mut children: Vec<_> = heap.wrapped(object)?.into_iter().collect();
-                // Wrappers may have a dict, and from 3.10 on it holds `__wrapped__`: the same function.
-                let info = heap.type_info(type_)?;
-                children.extend(
-                    heap.instance_dict(object, &info)?
-                        .into_iter()
-                        .map(|(_, value)| value),
-                );
-                children
-            }
-            Kind::Method => {
-                let l = &heap.layout.small;
-                vec![
-                    heap.mem.read_ptr(object.offset(l.method_func))?,
-                    heap.mem.read_ptr(object.offset(l.method_self))?,
-                ]
-            }
-            Kind::Cell => heap.cell(object)?.into_iter().collect(),
-            Kind::Dict => values(object)?,
-            Kind::List => heap.list(object)?,
-            Kind::Tuple => heap.tuple(object)?,
-            // One level: the functions of a class, and not what else it holds.
-            Kind::Type => {
-                let info = heap.type_info(object)?;
-                if info.dict.is_null() {
-                    return Ok(Vec::new());
-                }
-                let mut children = Vec::new();
-                for value in values(info.dict)? {
-                    let Ok(type_) = heap.type_of(value) else {
-                        continue;
-                    };
-                    if matches!(self.kind(type_), Ok(Kind::Function | Kind::Wrapper)) {
-                        children.push(value);
-                    }
-                }
-                children
-            }
-            Kind::Instance(instance) => {
-                let (info, slots) = &**instance;
-                let mut children: Vec<_> = heap
-                    .instance_dict(object, info)?
-                    .into_iter()
-                    .map(|(_, value)| value)
-                    .collect();
-                for &offset in slots {
-                    children.push(heap.mem.read_ptr(object.offset(offset))?);
-                }
-                children
-            }
-        })
-    }
 }
