@@ -60,7 +60,7 @@ pub enum ArmError {
     Memory(#[from] MemoryError),
 }
 
-/// What [`arm`] did.
+/// What [`Armer::arm`] did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Armed {
     /// The function goes through the gate now.

@@ -28,7 +28,8 @@ enum Kind {
     Leaf,
 }
 
-/// Walk over what objects refer to, breadth first but functions before other objects. Every object is visited once, and there is a bound on their number.
+/// Walk over what objects refer to, breadth first but functions before other objects. Every object is visited once, and
+/// there is a bound on their number.
 pub(super) struct Graph<'m> {
     heap: Heap<'m>,
     /// Functions and what wraps them, which are looked at first: a decorated name may lead through dozens of them.

@@ -43,7 +43,7 @@ pub struct Code {
     pub qualname: Option<String>,
     /// `co_filename`
     pub filename: String,
-    /// `co_flags`; see [`code_flags`].
+    /// `co_flags`; see [`super::code_flags`].
     pub flags: u32,
     /// `co_firstlineno`
     pub firstlineno: i32,
