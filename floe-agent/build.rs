@@ -9,7 +9,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{self, Command, Stdio};
 
-use ebpf_toolchain::{Compiler, LINKER_VERSION, NIGHTLY, RUSTC_VERSION, TARGET, find_compiler, find_linker};
+use ebpf_toolchain::{
+    Compiler, CompilerKind, LINKER_VERSION, NIGHTLY, RUSTC_VERSION, TARGET, find_compiler, find_linker,
+};
 
 fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
@@ -23,7 +25,9 @@ fn main() {
         println!("cargo::rerun-if-env-changed={variable}");
     }
 
-    let (Some(compiler), Some(linker)) = (find_compiler(), find_linker(workspace)) else {
+    let compiler = find_compiler();
+    let linker = compiler.as_ref().and_then(|compiler| find_linker(workspace, compiler.llvm));
+    let (Some(compiler), Some(linker)) = (compiler, linker) else {
         let ((major, minor, _), (linker_major, linker_minor, _)) = (RUSTC_VERSION, LINKER_VERSION);
         println!(
             "cargo::error=the eBPF programs cannot be built: they need a rustc {major}.{minor} or later with `core` for \
@@ -43,9 +47,9 @@ fn main() {
 
 /// Runs cargo for the eBPF crate, in a target folder of its own so that no lock is shared with the cargo that runs us.
 fn build(workspace: &Path, target_dir: &Path, compiler: &Compiler, linker: &Path) -> PathBuf {
-    let mut cargo = match compiler {
-        Compiler::Prebuilt(_) => Command::new(env::var_os("CARGO").expect("cargo sets CARGO")),
-        Compiler::Nightly(toolchain) => {
+    let mut cargo = match &compiler.kind {
+        CompilerKind::Prebuilt(_) => Command::new(env::var_os("CARGO").expect("cargo sets CARGO")),
+        CompilerKind::Nightly(toolchain) => {
             let mut command = Command::new("rustup");
             command.args(["run", toolchain, "cargo"]);
             command
@@ -58,9 +62,9 @@ fn build(workspace: &Path, target_dir: &Path, compiler: &Compiler, linker: &Path
         .arg("--target-dir")
         .arg(target_dir)
         .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", linker);
-    match compiler {
-        Compiler::Prebuilt(rustc) => cargo.env("RUSTC", rustc).env("RUSTC_BOOTSTRAP", "1"),
-        Compiler::Nightly(_) => cargo.args(["-Z", "build-std=core"]),
+    match &compiler.kind {
+        CompilerKind::Prebuilt(rustc) => cargo.env("RUSTC", rustc).env("RUSTC_BOOTSTRAP", "1"),
+        CompilerKind::Nightly(_) => cargo.args(["-Z", "build-std=core"]),
     };
     // bpf_loop takes its callback's address from BTF's func_info, which the linker makes of full debug information. The
     // profile of the workspace is for user space; what matters for the verifier is fixed here.
@@ -95,8 +99,15 @@ fn build(workspace: &Path, target_dir: &Path, compiler: &Compiler, linker: &Path
 /// Removes what the outer cargo, clippy or rustup set for this crate and the user set for the host: it is not meant for
 /// the eBPF build. What says where cargo's home and registries are stays, and the job server.
 fn forget_outer_cargo(cargo: &mut Command) {
-    const KEEP: &[&str] =
-        &["CARGO_HOME", "CARGO_MAKEFLAGS", "CARGO_NET_", "CARGO_HTTP_", "CARGO_REGISTR", "CARGO_SOURCE_", "RUSTUP_HOME"];
+    const KEEP: &[&str] = &[
+        "CARGO_HOME",
+        "CARGO_MAKEFLAGS",
+        "CARGO_NET_",
+        "CARGO_HTTP_",
+        "CARGO_REGISTR",
+        "CARGO_SOURCE_",
+        "RUSTUP_HOME",
+    ];
     const FORGET: &[&str] = &["CARGO", "RUST", "CLIPPY", "DEP_", "__CARGO"];
     const FORGET_EXACTLY: &[&str] = &["OUT_DIR", "TARGET", "HOST", "NUM_JOBS", "OPT_LEVEL", "PROFILE", "DEBUG"];
     for (name, _) in env::vars_os() {

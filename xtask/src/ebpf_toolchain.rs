@@ -18,23 +18,33 @@ pub const NIGHTLY: &str = "nightly-2026-05-20";
 
 /// A rustc that can compile for [`TARGET`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Compiler {
+pub struct Compiler {
+    /// How it is run.
+    pub kind: CompilerKind,
+    /// Major version of its LLVM: bpf-linker must be built against the same.
+    pub llvm: u32,
+}
+
+/// The two ways to have a compiler.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CompilerKind {
     /// A rustc with a prebuilt `core` for the target, as Debian packages it.
     Prebuilt(PathBuf),
     /// A nightly toolchain of rustup, by name, that builds `core` from its `rust-src`.
     Nightly(String),
 }
 
-/// Finds a compiler: `FLOE_BPF_RUSTC` if it is set, else Debian's, else rustup's nightly.
+/// Finds a compiler: `FLOE_BPF_RUSTC` (a path, or the name of a rustup toolchain) if it is set, else Debian's, else
+/// rustup's nightly.
 pub fn find_compiler() -> Option<Compiler> {
-    if let Some(rustc) = env::var_os("FLOE_BPF_RUSTC") {
-        return prebuilt(PathBuf::from(rustc));
+    if let Ok(choice) = env::var("FLOE_BPF_RUSTC") {
+        return if choice.contains('/') { prebuilt(PathBuf::from(choice)) } else { nightly(&choice) };
     }
     prebuilt(PathBuf::from("/usr/bin/rustc")).or_else(|| [NIGHTLY, "nightly"].into_iter().find_map(nightly))
 }
 
 fn prebuilt(rustc: PathBuf) -> Option<Compiler> {
-    let version = output(Command::new(&rustc).arg("--version"))?;
+    let llvm = llvm_of_usable(&output(Command::new(&rustc).arg("-vV"))?)?;
     let sysroot = output(Command::new(&rustc).args(["--print", "sysroot"]))?;
     let core = Path::new(sysroot.trim()).join("lib/rustlib").join(TARGET).join("lib");
     let has_core = fs::read_dir(core).ok()?.flatten().any(|file| {
@@ -42,26 +52,36 @@ fn prebuilt(rustc: PathBuf) -> Option<Compiler> {
         let name = name.to_string_lossy();
         name.starts_with("libcore-") && name.ends_with(".rlib")
     });
-    (has_core && parse_version(&version)? >= RUSTC_VERSION).then_some(Compiler::Prebuilt(rustc))
+    has_core.then_some(Compiler { kind: CompilerKind::Prebuilt(rustc), llvm })
 }
 
 fn nightly(toolchain: &str) -> Option<Compiler> {
-    let run = |arguments: &[&str]| output(Command::new("rustup").args(["run", toolchain, "rustc"]).args(arguments));
+    let run = |argument: &[&str]| output(Command::new("rustup").args(["run", toolchain, "rustc"]).args(argument));
+    let llvm = llvm_of_usable(&run(&["-vV"])?)?;
     let sysroot = run(&["--print", "sysroot"])?;
     let has_source = Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/core/Cargo.toml").is_file();
-    (has_source && parse_version(&run(&["--version"])?)? >= RUSTC_VERSION)
-        .then(|| Compiler::Nightly(toolchain.to_owned()))
+    has_source.then(|| Compiler { kind: CompilerKind::Nightly(toolchain.to_owned()), llvm })
 }
 
-/// Finds bpf-linker: `FLOE_BPF_LINKER` if it is set, else the one of `cargo xtask setup`, cargo's, or one in `PATH`.
-pub fn find_linker(workspace: &Path) -> Option<PathBuf> {
+/// The LLVM of a rustc that is not too old, from `rustc -vV`.
+fn llvm_of_usable(verbose_version: &str) -> Option<u32> {
+    if parse_version(verbose_version)? < RUSTC_VERSION {
+        return None;
+    }
+    let line = verbose_version.lines().find_map(|line| line.strip_prefix("LLVM version: "))?;
+    line.split('.').next()?.parse().ok()
+}
+
+/// Finds a bpf-linker for the given LLVM: `FLOE_BPF_LINKER` if it is set, else the one of `cargo xtask setup`, cargo's,
+/// or one in `PATH`. What LLVM the last two were built against cannot be told.
+pub fn find_linker(workspace: &Path, llvm: u32) -> Option<PathBuf> {
     if let Some(linker) = env::var_os("FLOE_BPF_LINKER") {
         return usable_linker(PathBuf::from(linker));
     }
     let cargo_home = env::var_os("CARGO_HOME").map(PathBuf::from);
     let cargo_home = cargo_home.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cargo")));
     let path = env::var_os("PATH").unwrap_or_default();
-    [linker_root(workspace).join("bin")]
+    [linker_root(workspace, llvm).join("bin")]
         .into_iter()
         .chain(cargo_home.map(|home| home.join("bin")))
         .chain(env::split_paths(&path).filter(|folder| folder.is_absolute()))
@@ -69,9 +89,9 @@ pub fn find_linker(workspace: &Path) -> Option<PathBuf> {
 }
 
 /// Where set-up installs bpf-linker (the `--root` of `cargo install`). It does not depend on `CARGO_TARGET_DIR`.
-pub fn linker_root(workspace: &Path) -> PathBuf {
+pub fn linker_root(workspace: &Path, llvm: u32) -> PathBuf {
     let (major, minor, patch) = LINKER_VERSION;
-    workspace.join(format!("target/tools/bpf-linker-{major}.{minor}.{patch}"))
+    workspace.join(format!("target/tools/bpf-linker-{major}.{minor}.{patch}-llvm-{llvm}"))
 }
 
 fn usable_linker(linker: PathBuf) -> Option<PathBuf> {
