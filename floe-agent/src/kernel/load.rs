@@ -75,7 +75,7 @@ pub enum KernelError {
 }
 
 /// What a uprobe is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Site {
     /// Entry of armed functions.
     GateEnter,

@@ -234,6 +234,9 @@ fn enter(ctx: &ProbeContext) -> Option<()> {
         count(Counter::UnknownFunction);
         return None;
     };
+    if info.flags & function_flags::DISARMED != 0 {
+        return None;
+    }
     // SAFETY: `thread` is a map value.
     let layout = LAYOUTS.get(unsafe { (*thread).process.layout })?;
     if read::<u64>(function + u64::from(layout.function_code)) != Some(info.code) {
