@@ -1,2 +1,78 @@
-//! Tasks of the repository.
-fn main() {}
+//! Tasks of the repository: `cargo xtask --help`.
+
+mod agent;
+mod ci;
+mod demo;
+mod ebpf_toolchain;
+mod progress;
+mod python;
+mod setup;
+mod test;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use progress::Progress;
+
+/// Set-up, build, demo and tests of floe-agent
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Trace a real `dbt build` and check that every executed node has its span
+    Demo,
+    /// Run the whole test suite
+    Test(test::Options),
+    /// Install what the build needs: a rustc for eBPF, LLVM and bpf-linker
+    Setup(setup::Options),
+    /// What continuous integration runs: format, lints, documentation, and the tests with none skipped for want of BPF
+    Ci,
+    /// Make a Python environment of `tests/fixtures/requirements`, and print its folder of programs
+    Python {
+        /// Name of the requirements file, without `.txt`
+        name: String,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().task) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("\nerror: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> anyhow::Result<()> {
+    let progress = Progress::new(workspace())?;
+    match task {
+        Task::Demo => demo::run(&progress),
+        Task::Test(options) => test::run(&progress, &options),
+        Task::Setup(options) => setup::run(&progress, options),
+        Task::Ci => ci::run(&progress),
+        Task::Python { name } => {
+            for environment in python::environments(&progress, &python::Spec::load(workspace(), &name)?)? {
+                println!("{}", environment.bin.display());
+            }
+            Ok(())
+        }
+    }
+}
+
+/// The root of the repository.
+fn workspace() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the package is in a workspace")
+}
+
+/// Where tools, Python environments and results are kept; it does not depend on `CARGO_TARGET_DIR`.
+fn target() -> PathBuf {
+    workspace().join("target")
+}
