@@ -36,9 +36,7 @@ fn names_of_a_real_dbt_resolve() {
             .spawn()
             .unwrap();
         let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap())
-            .read_line(&mut line)
-            .unwrap();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let said: serde_json::Value = serde_json::from_str(&line).unwrap();
         let pid = Pid(child.id());
         let located = locate(pid, &[]).unwrap();
@@ -52,21 +50,11 @@ fn names_of_a_real_dbt_resolve() {
 
         memory.clear();
         let begin = Instant::now();
-        let found = resolver
-            .resolve(
-                "dbt.cli.requires",
-                "postflight.<locals>.wrapper",
-                &["dbt.cli.main"],
-            )
-            .unwrap();
+        let found = resolver.resolve("dbt.cli.requires", "postflight.<locals>.wrapper", &["dbt.cli.main"]).unwrap();
         let searched = begin.elapsed();
         let mut functions: Vec<u64> = found.iter().map(|found| found.function.0).collect();
-        let mut expected: Vec<u64> = said["wrappers"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|id| id.as_u64().unwrap())
-            .collect();
+        let mut expected: Vec<u64> =
+            said["wrappers"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap()).collect();
         functions.sort_unstable();
         expected.sort_unstable();
         assert_eq!(functions, expected, "{venv}");
@@ -80,36 +68,20 @@ fn names_of_a_real_dbt_resolve() {
             ("dbt.task.base", "BaseRunner.compile_and_execute"),
             ("dbt.compilation", "Compiler.compile_node"),
             ("dbt.parser.manifest", "ManifestLoader.get_full_manifest"),
-            (
-                "dbt.adapters.sql.connections",
-                "SQLConnectionManager.add_query",
-            ),
+            ("dbt.adapters.sql.connections", "SQLConnectionManager.add_query"),
             ("dbt_common.events.event_manager", "EventManager.fire_event"),
             ("contextlib", "_GeneratorContextManager.__exit__"),
             ("dbt.cli.main", "dbtRunner.invoke"),
         ];
         for (module, qualname) in direct {
-            let found = resolver
-                .resolve(module, qualname, &[])
-                .unwrap_or_else(|e| panic!("{venv}: {qualname}: {e}"));
+            let found = resolver.resolve(module, qualname, &[]).unwrap_or_else(|e| panic!("{venv}: {qualname}: {e}"));
             assert!(found[0].exact, "{venv}: {qualname}");
         }
         let each = begin.elapsed() / direct.len() as u32;
         // A click command: the body behind a chain of decorators.
-        let build = resolver
-            .resolve("dbt.cli.main", "build", &[])
-            .unwrap()
-            .remove(0);
-        assert!(
-            build.exact && build.filename.ends_with("dbt/cli/main.py"),
-            "{venv}: {build:?}"
-        );
-        assert_eq!(
-            resolver
-                .module_attribute_str("dbt.version", "__version__")
-                .unwrap(),
-            said["version"]
-        );
+        let build = resolver.resolve("dbt.cli.main", "build", &[]).unwrap().remove(0);
+        assert!(build.exact && build.filename.ends_with("dbt/cli/main.py"), "{venv}: {build:?}");
+        assert_eq!(resolver.module_attribute_str("dbt.version", "__version__").unwrap(), said["version"]);
         eprintln!(
             "{venv}: CPython {}, {} wrappers, verified in {verified:?}, searched in {searched:?}, {each:?} each",
             interpreter.version(),

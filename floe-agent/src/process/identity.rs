@@ -20,17 +20,10 @@ const MAX_SMALL: u64 = 64 << 10;
 
 fn read(pid: Pid, name: &str, limit: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    File::open(format!("/proc/{pid}/{name}"))?
-        .take(limit)
-        .read_to_end(&mut bytes)
-        .map_err(|error| {
-            // The file of a process that has just ended reads as ESRCH.
-            if error.raw_os_error() == Some(libc::ESRCH) {
-                io::ErrorKind::NotFound.into()
-            } else {
-                error
-            }
-        })?;
+    File::open(format!("/proc/{pid}/{name}"))?.take(limit).read_to_end(&mut bytes).map_err(|error| {
+        // The file of a process that has just ended reads as ESRCH.
+        if error.raw_os_error() == Some(libc::ESRCH) { io::ErrorKind::NotFound.into() } else { error }
+    })?;
     Ok(bytes)
 }
 
@@ -55,10 +48,7 @@ pub fn cmdline(pid: Pid) -> io::Result<Vec<OsString>> {
     if text.is_empty() {
         return Ok(Vec::new());
     }
-    Ok(text
-        .split(|&b| b == 0)
-        .map(|arg| OsString::from_vec(arg.to_vec()))
-        .collect())
+    Ok(text.split(|&b| b == 0).map(|arg| OsString::from_vec(arg.to_vec())).collect())
 }
 
 /// The environment that the process was started with, at most [`MAX_ENVIRON`] bytes of it.
@@ -70,9 +60,7 @@ pub struct Environ {
 impl Environ {
     /// Reads it.
     pub fn read(pid: Pid) -> io::Result<Self> {
-        Ok(Self {
-            bytes: read(pid, "environ", MAX_ENVIRON)?,
-        })
+        Ok(Self { bytes: read(pid, "environ", MAX_ENVIRON)? })
     }
 
     /// From the bytes of an `environ` file.
@@ -112,8 +100,7 @@ pub struct Stat {
 impl Stat {
     /// Reads it.
     pub fn read(pid: Pid) -> io::Result<Self> {
-        Self::parse(&read(pid, "stat", MAX_SMALL)?, ticks_per_second())
-            .ok_or_else(|| invalid("stat"))
+        Self::parse(&read(pid, "stat", MAX_SMALL)?, ticks_per_second()).ok_or_else(|| invalid("stat"))
     }
 
     /// Parses the file's text. The name may hold spaces and parentheses.
@@ -128,12 +115,7 @@ impl Stat {
         // State is field 3, starttime field 22.
         let start: u64 = words.nth(17)?.parse().ok()?;
         let started = BootNanos(start.checked_mul(1_000_000_000)? / ticks.max(1));
-        Some(Self {
-            name,
-            state,
-            parent,
-            started,
-        })
+        Some(Self { name, state, parent, started })
     }
 
     /// Whether it has not ended.
@@ -154,19 +136,13 @@ pub fn is_alive(pid: Pid) -> bool {
 /// Its threads.
 pub fn threads(pid: Pid) -> io::Result<Vec<Tid>> {
     let entries = fs::read_dir(format!("/proc/{pid}/task"))?;
-    Ok(entries
-        .filter_map(Result::ok)
-        .filter_map(|e| e.file_name().to_str()?.parse().ok().map(Tid))
-        .collect())
+    Ok(entries.filter_map(Result::ok).filter_map(|e| e.file_name().to_str()?.parse().ok().map(Tid)).collect())
 }
 
 /// All processes.
 pub fn all() -> io::Result<Vec<Pid>> {
     let entries = fs::read_dir("/proc")?;
-    Ok(entries
-        .filter_map(Result::ok)
-        .filter_map(|e| e.file_name().to_str()?.parse().ok().map(Pid))
-        .collect())
+    Ok(entries.filter_map(Result::ok).filter_map(|e| e.file_name().to_str()?.parse().ok().map(Pid)).collect())
 }
 
 /// The children of a process, their children, and so on, parents before children.
@@ -220,42 +196,27 @@ pub struct Status {
 impl Status {
     /// Reads it.
     pub fn read(pid: Pid) -> io::Result<Self> {
-        Self::parse(&String::from_utf8_lossy(&read(pid, "status", MAX_SMALL)?))
-            .ok_or_else(|| invalid("status"))
+        Self::parse(&String::from_utf8_lossy(&read(pid, "status", MAX_SMALL)?)).ok_or_else(|| invalid("status"))
     }
 
     fn parse(text: &str) -> Option<Self> {
-        let field = |name: &str| {
-            text.lines()
-                .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
-                .map(str::trim)
-        };
+        let field =
+            |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim);
         Some(Self {
             seccomp: match field("Seccomp") {
                 None | Some("0") => Seccomp::Disabled,
                 Some("1") => Seccomp::Strict,
                 Some(_) => Seccomp::Filter,
             },
-            shadow_stack: field("x86_Thread_features").is_some_and(|features| {
-                features
-                    .split_ascii_whitespace()
-                    .any(|feature| feature == "shstk")
-            }),
+            shadow_stack: field("x86_Thread_features")
+                .is_some_and(|features| features.split_ascii_whitespace().any(|feature| feature == "shstk")),
             ns_pids: field("NSpid")
                 .or_else(|| field("Pid"))?
                 .split_ascii_whitespace()
                 .map_while(|pid| pid.parse().ok())
                 .collect(),
-            uid: field("Uid")?
-                .split_ascii_whitespace()
-                .nth(1)?
-                .parse()
-                .ok()?,
-            tracer: field("TracerPid")?
-                .parse()
-                .ok()
-                .filter(|&pid| pid != 0)
-                .map(Pid),
+            uid: field("Uid")?.split_ascii_whitespace().nth(1)?.parse().ok()?,
+            tracer: field("TracerPid")?.parse().ok().filter(|&pid| pid != 0).map(Pid),
         })
     }
 }
@@ -288,10 +249,7 @@ mod tests {
     fn the_own_process_is_known() {
         assert_eq!(exe(own()).unwrap(), std::env::current_exe().unwrap());
         assert_eq!(cwd(own()).unwrap(), std::env::current_dir().unwrap());
-        assert_eq!(
-            cmdline(own()).unwrap(),
-            std::env::args_os().collect::<Vec<_>>()
-        );
+        assert_eq!(cmdline(own()).unwrap(), std::env::args_os().collect::<Vec<_>>());
         let stat = Stat::read(own()).unwrap();
         assert!(stat.is_alive());
         assert_eq!(stat.parent, Pid(std::os::unix::process::parent_id()));

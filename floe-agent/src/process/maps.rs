@@ -46,19 +46,13 @@ impl Mapping {
     /// A path by which the mapped file can be opened, whatever namespace the process is in and even if it was deleted.
     /// Needs `CAP_SYS_ADMIN` or `CAP_CHECKPOINT_RESTORE`.
     pub fn map_file(&self, pid: Pid) -> PathBuf {
-        PathBuf::from(format!(
-            "/proc/{pid}/map_files/{:x}-{:x}",
-            self.start.0, self.end.0
-        ))
+        PathBuf::from(format!("/proc/{pid}/map_files/{:x}-{:x}", self.start.0, self.end.0))
     }
 
     /// The path below the root directory of the process.
     pub fn path_in_root(&self, pid: Pid) -> PathBuf {
         let relative = self.path.strip_prefix("/").unwrap_or(&self.path);
-        Path::new("/proc")
-            .join(pid.to_string())
-            .join("root")
-            .join(relative)
+        Path::new("/proc").join(pid.to_string()).join("root").join(relative)
     }
 
     fn parse(line: &[u8]) -> Option<Self> {
@@ -66,10 +60,7 @@ impl Mapping {
         let mut rest = line;
         let mut word = || {
             let begin = rest.iter().position(|&b| b != b' ')?;
-            let len = rest[begin..]
-                .iter()
-                .position(|&b| b == b' ')
-                .unwrap_or(rest.len() - begin);
+            let len = rest[begin..].iter().position(|&b| b == b' ').unwrap_or(rest.len() - begin);
             let word = std::str::from_utf8(&rest[begin..begin + len]).ok();
             rest = &rest[begin + len..];
             word
@@ -95,10 +86,7 @@ impl Mapping {
             write: perms[1] == b'w',
             execute: perms[2] == b'x',
             offset: FileOffset(offset),
-            device: (
-                u32::from_str_radix(major, 16).ok()?,
-                u32::from_str_radix(minor, 16).ok()?,
-            ),
+            device: (u32::from_str_radix(major, 16).ok()?, u32::from_str_radix(minor, 16).ok()?),
             inode,
             path: PathBuf::from(OsString::from_vec(path.to_vec())),
             deleted,
@@ -108,17 +96,13 @@ impl Mapping {
 
 /// Parses the text of a `maps` file; lines that are not understood are left out.
 pub fn parse(text: &[u8]) -> Vec<Mapping> {
-    text.split(|&b| b == b'\n')
-        .filter_map(Mapping::parse)
-        .collect()
+    text.split(|&b| b == b'\n').filter_map(Mapping::parse).collect()
 }
 
 /// The mappings of a process.
 pub fn read(pid: Pid) -> io::Result<Vec<Mapping>> {
     let mut text = Vec::new();
-    File::open(format!("/proc/{pid}/maps"))?
-        .take(MAX_BYTES)
-        .read_to_end(&mut text)?;
+    File::open(format!("/proc/{pid}/maps"))?.take(MAX_BYTES).read_to_end(&mut text)?;
     Ok(parse(&text))
 }
 
@@ -142,10 +126,7 @@ c000-d000 r
         assert_eq!(maps[0].inode, 4711);
         assert!(maps[0].deleted && maps[0].execute && !maps[0].write);
         assert_eq!(maps[0].path, Path::new("/usr/lib/lib with space.so"));
-        assert_eq!(
-            maps[0].path_in_root(Pid(5)),
-            Path::new("/proc/5/root/usr/lib/lib with space.so")
-        );
+        assert_eq!(maps[0].path_in_root(Pid(5)), Path::new("/proc/5/root/usr/lib/lib with space.so"));
         assert_eq!(maps[1].path, Path::new(""));
         assert_eq!(maps[2].path, Path::new("[heap]"));
         assert!(maps[2].contains(UserAddr(0xafff)) && !maps[2].contains(UserAddr(0xb000)));

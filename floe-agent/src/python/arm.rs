@@ -42,9 +42,7 @@ pub enum ArmError {
         vectorcall: UserAddr,
     },
     /// Something else has set `eval_frame`.
-    #[error(
-        "the interpreter has another frame evaluation function ({eval_frame}, PEP 523): left alone"
-    )]
+    #[error("the interpreter has another frame evaluation function ({eval_frame}, PEP 523): left alone")]
     ForeignEvaluator {
         /// What it is set to.
         eval_frame: UserAddr,
@@ -112,16 +110,12 @@ impl<'a> Armer<'a> {
         if self.mem.read_ptr(code.offset(OB_TYPE))? != self.types.code {
             return Err(changed("its code is no code object"));
         }
-        Ok(Now {
-            vectorcall: current.vectorcall,
-            version: current.version,
-        })
+        Ok(Now { vectorcall: current.vectorcall, version: current.version })
     }
 
     /// Whether this value of `vectorcall` is in the padding before the entry: the gate of this or of an earlier agent.
     const fn is_gate(&self, vectorcall: UserAddr) -> bool {
-        vectorcall.0 < self.gate.entry.0
-            && vectorcall.0 >= self.gate.entry.0.wrapping_sub(gate::REACH)
+        vectorcall.0 < self.gate.entry.0 && vectorcall.0 >= self.gate.entry.0.wrapping_sub(gate::REACH)
     }
 
     /// Whether a version is one that specialised calls do not trust. 3.11 hands out versions whatever `vectorcall` is;
@@ -140,15 +134,11 @@ impl<'a> Armer<'a> {
     pub fn arm(&self, found: &FoundFunction) -> Result<Armed, ArmError> {
         let now = self.check(found.function, found.code)?;
         let cleared = self.layout.function.version_cleared;
-        if now.vectorcall == self.gate.gate && now.version.is_none_or(|version| version <= cleared)
-        {
+        if now.vectorcall == self.gate.gate && now.version.is_none_or(|version| version <= cleared) {
             return Ok(Armed::Before);
         }
         if now.vectorcall != self.gate.entry && !self.is_gate(now.vectorcall) {
-            return Err(ArmError::Foreign {
-                function: found.function,
-                vectorcall: now.vectorcall,
-            });
+            return Err(ArmError::Foreign { function: found.function, vectorcall: now.vectorcall });
         }
         self.point(found.function, self.gate.gate, now)?;
         Ok(Armed::Now)
@@ -161,10 +151,7 @@ impl<'a> Armer<'a> {
             return Ok(());
         }
         if !self.is_gate(now.vectorcall) {
-            return Err(ArmError::Foreign {
-                function,
-                vectorcall: now.vectorcall,
-            });
+            return Err(ArmError::Foreign { function, vectorcall: now.vectorcall });
         }
         self.point(function, self.gate.entry, now)
     }
@@ -184,10 +171,7 @@ impl<'a> Armer<'a> {
             self.forget_version(function, version);
         }
         let after = self.mem.read_ptr(function.offset(l.vectorcall))?;
-        let version = l
-            .version
-            .map(|at| self.mem.read_u32(function.offset(at)))
-            .transpose()?;
+        let version = l.version.map(|at| self.mem.read_u32(function.offset(at))).transpose()?;
         if after != vectorcall || !self.is_cleared(version) {
             return Err(ArmError::NotWritten { function });
         }
@@ -216,11 +200,7 @@ impl<'a> Armer<'a> {
 
 /// Makes CPython 3.11 call functions through `vectorcall` from Python code too, by setting the frame evaluation function
 /// of PEP 523 to CPython's own. Only where none is set. Returns whether it was set now.
-pub fn set_eval_frame(
-    mem: &ProcessMemory,
-    interpreter: &Interpreter,
-    state: UserAddr,
-) -> Result<bool, ArmError> {
+pub fn set_eval_frame(mem: &ProcessMemory, interpreter: &Interpreter, state: UserAddr) -> Result<bool, ArmError> {
     let at = state.offset(interpreter.layout.interpreter.eval_frame);
     match mem.read_ptr(at)? {
         UserAddr(0) => {
@@ -236,11 +216,7 @@ pub fn set_eval_frame(
 }
 
 /// Takes back what [`set_eval_frame`] did; leaves anything else alone. Returns whether it was taken back now.
-pub fn clear_eval_frame(
-    mem: &ProcessMemory,
-    interpreter: &Interpreter,
-    state: UserAddr,
-) -> Result<bool, ArmError> {
+pub fn clear_eval_frame(mem: &ProcessMemory, interpreter: &Interpreter, state: UserAddr) -> Result<bool, ArmError> {
     let at = state.offset(interpreter.layout.interpreter.eval_frame);
     if mem.read_ptr(at)? != interpreter.eval_frame_default {
         return Ok(false);
@@ -280,12 +256,7 @@ impl StackFacts {
             None => 0,
         };
         let pid = mem.pid();
-        Ok(Self {
-            recursion_limit,
-            thread_stack,
-            stack_limit: identity::stack_limit(pid)?,
-            musl: uses_musl(pid)?,
-        })
+        Ok(Self { recursion_limit, thread_stack, stack_limit: identity::stack_limit(pid)?, musl: uses_musl(pid)? })
     }
 
     /// Whether all nested calls that the recursion limit allows fit the smallest stack. With `recursion_limit` or
@@ -299,22 +270,14 @@ impl StackFacts {
         };
         // glibc gives threads 2 MiB where the limit is unlimited.
         let main = self.stack_limit.unwrap_or(2 << 20);
-        let smallest = if self.thread_stack == 0 {
-            main
-        } else {
-            main.min(self.thread_stack)
-        };
+        let smallest = if self.thread_stack == 0 { main } else { main.min(self.thread_stack) };
         limit.saturating_mul(SAFE_STACK) <= smallest.saturating_mul(SAFE_CALLS)
     }
 }
 
 fn uses_musl(pid: Pid) -> io::Result<bool> {
     Ok(maps::read(pid)?.iter().any(|mapping| {
-        let name = mapping
-            .path
-            .file_name()
-            .map(|name| name.to_string_lossy())
-            .unwrap_or_default();
+        let name = mapping.path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
         name.starts_with("ld-musl-") || name.starts_with("libc.musl-")
     }))
 }
@@ -325,84 +288,19 @@ mod tests {
 
     #[test]
     fn the_default_limits_are_safe_and_raised_ones_are_not() {
-        let default = StackFacts {
-            recursion_limit: 1000,
-            thread_stack: 0,
-            stack_limit: Some(8 << 20),
-            musl: false,
-        };
+        let default = StackFacts { recursion_limit: 1000, thread_stack: 0, stack_limit: Some(8 << 20), musl: false };
         assert!(default.eval_frame_is_safe());
-        assert!(
-            StackFacts {
-                recursion_limit: 5000,
-                ..default
-            }
-            .eval_frame_is_safe()
-        );
-        assert!(
-            !StackFacts {
-                recursion_limit: 5001,
-                ..default
-            }
-            .eval_frame_is_safe()
-        );
-        assert!(
-            !StackFacts {
-                recursion_limit: i32::MAX,
-                ..default
-            }
-            .eval_frame_is_safe()
-        );
-        assert!(
-            !StackFacts {
-                recursion_limit: -1,
-                ..default
-            }
-            .eval_frame_is_safe()
-        );
-        assert!(
-            StackFacts {
-                recursion_limit: 100_000,
-                stack_limit: Some(1 << 30),
-                ..default
-            }
-            .eval_frame_is_safe()
-        );
-        assert!(
-            !StackFacts {
-                thread_stack: 256 << 10,
-                ..default
-            }
-            .eval_frame_is_safe()
-        );
-        assert!(
-            StackFacts {
-                stack_limit: None,
-                ..default
-            }
-            .eval_frame_is_safe()
-        );
-        assert!(
-            !StackFacts {
-                recursion_limit: 2000,
-                stack_limit: None,
-                ..default
-            }
-            .eval_frame_is_safe()
-        );
-        assert!(
-            !StackFacts {
-                musl: true,
-                ..default
-            }
-            .eval_frame_is_safe()
-        );
-        let huge = StackFacts {
-            recursion_limit: i32::MAX,
-            stack_limit: Some(u64::MAX),
-            thread_stack: u64::MAX,
-            musl: false,
-        };
+        assert!(StackFacts { recursion_limit: 5000, ..default }.eval_frame_is_safe());
+        assert!(!StackFacts { recursion_limit: 5001, ..default }.eval_frame_is_safe());
+        assert!(!StackFacts { recursion_limit: i32::MAX, ..default }.eval_frame_is_safe());
+        assert!(!StackFacts { recursion_limit: -1, ..default }.eval_frame_is_safe());
+        assert!(StackFacts { recursion_limit: 100_000, stack_limit: Some(1 << 30), ..default }.eval_frame_is_safe());
+        assert!(!StackFacts { thread_stack: 256 << 10, ..default }.eval_frame_is_safe());
+        assert!(StackFacts { stack_limit: None, ..default }.eval_frame_is_safe());
+        assert!(!StackFacts { recursion_limit: 2000, stack_limit: None, ..default }.eval_frame_is_safe());
+        assert!(!StackFacts { musl: true, ..default }.eval_frame_is_safe());
+        let huge =
+            StackFacts { recursion_limit: i32::MAX, stack_limit: Some(u64::MAX), thread_stack: u64::MAX, musl: false };
         assert!(huge.eval_frame_is_safe());
     }
 }

@@ -128,23 +128,15 @@ pub struct ElfFile {
 impl ElfFile {
     /// Opens a file and reads its tables, looking up the `wanted` symbols.
     pub fn read(path: &Path, wanted: &[&'static str]) -> Result<Self, ElfError> {
-        let io = |source| ElfError::Io {
-            path: path.to_owned(),
-            source,
-        };
+        let io = |source| ElfError::Io { path: path.to_owned(), source };
         let file = File::open(path).map_err(io)?;
         let meta = file.metadata().map_err(io)?;
         let identity = FileIdentity::of(&file).map_err(io)?;
         if !meta.is_file() {
-            return Err(ElfError::NotElf {
-                path: path.to_owned(),
-            });
+            return Err(ElfError::NotElf { path: path.to_owned() });
         }
         if identity.size > MAX_FILE {
-            return Err(ElfError::TooLarge {
-                path: path.to_owned(),
-                size: identity.size,
-            });
+            return Err(ElfError::TooLarge { path: path.to_owned(), size: identity.size });
         }
         let mut this = Self {
             path: path.to_owned(),
@@ -159,23 +151,15 @@ impl ElfFile {
             py_runtime: None,
         };
         this.parse(wanted).map_err(|what| match what {
-            Problem::NotElf => ElfError::NotElf {
-                path: path.to_owned(),
-            },
-            Problem::Damaged(what) => ElfError::Damaged {
-                path: path.to_owned(),
-                what,
-            },
+            Problem::NotElf => ElfError::NotElf { path: path.to_owned() },
+            Problem::Damaged(what) => ElfError::Damaged { path: path.to_owned(), what },
         })?;
         Ok(this)
     }
 
     fn parse(&mut self, wanted: &[&'static str]) -> Result<(), Problem> {
         use Problem::{Damaged, NotElf};
-        let file = self
-            .file
-            .try_clone()
-            .map_err(|_| Damaged("it cannot be opened twice"))?;
+        let file = self.file.try_clone().map_err(|_| Damaged("it cannot be opened twice"))?;
         let cache = ReadCache::new(file);
         let data = &cache;
         let header = elf::FileHeader64::<Endianness>::parse(data).map_err(|_| NotElf)?;
@@ -184,9 +168,7 @@ impl ElfFile {
             return Err(NotElf);
         }
 
-        let headers = header
-            .program_headers(endian, data)
-            .map_err(|_| Damaged("program headers"))?;
+        let headers = header.program_headers(endian, data).map_err(|_| Damaged("program headers"))?;
         for segment in headers.iter().take(MAX_HEADERS) {
             match segment.p_type(endian) {
                 elf::PT_LOAD => self.segments.push(Segment {
@@ -200,9 +182,7 @@ impl ElfFile {
                     if let Ok(Some(mut notes)) = segment.notes(endian, data) {
                         for _ in 0..MAX_HEADERS {
                             let Ok(Some(note)) = notes.next() else { break };
-                            if note.n_type(endian) == elf::NT_GNU_BUILD_ID
-                                && note.name() == elf::ELF_NOTE_GNU
-                            {
+                            if note.n_type(endian) == elf::NT_GNU_BUILD_ID && note.name() == elf::ELF_NOTE_GNU {
                                 self.build_id = note.desc().iter().copied().take(64).collect();
                             }
                         }
@@ -213,15 +193,9 @@ impl ElfFile {
         }
         self.parse_dynamic(headers, endian, data)?;
 
-        let sections = header
-            .sections(endian, data)
-            .map_err(|_| Damaged("section headers"))?;
+        let sections = header.sections(endian, data).map_err(|_| Damaged("section headers"))?;
         for kind in [elf::SHT_DYNSYM, elf::SHT_SYMTAB] {
-            let Some(section) = sections
-                .iter()
-                .take(MAX_HEADERS)
-                .find(|s| s.sh_type(endian) == kind)
-            else {
+            let Some(section) = sections.iter().take(MAX_HEADERS).find(|s| s.sh_type(endian) == kind) else {
                 continue;
             };
             let strings = sections
@@ -230,12 +204,8 @@ impl ElfFile {
             if section.sh_size(endian) > MAX_TABLE || strings.sh_size(endian) > MAX_TABLE {
                 continue;
             }
-            let symbols = section
-                .data(endian, data)
-                .map_err(|_| Damaged("symbol table"))?;
-            let names = strings
-                .data(endian, data)
-                .map_err(|_| Damaged("string table"))?;
+            let symbols = section.data(endian, data).map_err(|_| Damaged("symbol table"))?;
+            let names = strings.data(endian, data).map_err(|_| Damaged("string table"))?;
             self.look_up(wanted, symbols, names, endian);
             // A program that embeds Python exports its symbols, for extension modules; `.symtab` is for the odd one.
             if !self.symbols.is_empty() {
@@ -257,18 +227,11 @@ impl ElfFile {
         data: &ReadCache<File>,
     ) -> Result<(), Problem> {
         use Problem::Damaged;
-        let Some(dynamic) = headers
-            .iter()
-            .find_map(|segment| segment.dynamic(endian, data).ok().flatten())
-        else {
+        let Some(dynamic) = headers.iter().find_map(|segment| segment.dynamic(endian, data).ok().flatten()) else {
             return Ok(()); // statically linked
         };
         let value = |tag| {
-            dynamic
-                .iter()
-                .take(MAX_HEADERS)
-                .find(|entry| entry.d_tag(endian) == tag)
-                .map(|entry| entry.d_val(endian))
+            dynamic.iter().take(MAX_HEADERS).find(|entry| entry.d_tag(endian) == tag).map(|entry| entry.d_val(endian))
         };
         let (Some(strings), Some(size)) = (value(elf::DT_STRTAB), value(elf::DT_STRSZ)) else {
             return Ok(());
@@ -276,23 +239,12 @@ impl ElfFile {
         if size > MAX_TABLE {
             return Err(Damaged("dynamic string table too large"));
         }
-        let offset = self
-            .file_offset(FileAddr(strings))
-            .ok_or(Damaged("no dynamic string table"))?;
-        let bytes = data
-            .read_bytes_at(offset.0, size)
-            .map_err(|()| Damaged("dynamic string table"))?;
+        let offset = self.file_offset(FileAddr(strings)).ok_or(Damaged("no dynamic string table"))?;
+        let bytes = data.read_bytes_at(offset.0, size).map_err(|()| Damaged("dynamic string table"))?;
         let names = StringTable::new(bytes, 0, size);
         for entry in dynamic.iter().take(MAX_HEADERS) {
             let tag = entry.d_tag(endian);
-            if ![
-                elf::DT_NEEDED,
-                elf::DT_SONAME,
-                elf::DT_RUNPATH,
-                elf::DT_RPATH,
-            ]
-            .contains(&tag)
-            {
+            if ![elf::DT_NEEDED, elf::DT_SONAME, elf::DT_RUNPATH, elf::DT_RPATH].contains(&tag) {
                 continue;
             }
             let Ok(name) = names.get(entry.d_val(endian) as u32) else {
@@ -309,17 +261,10 @@ impl ElfFile {
     }
 
     /// One pass over a symbol table: compares the text behind each name offset with the few wanted names.
-    fn look_up(
-        &mut self,
-        wanted: &[&'static str],
-        symbols: &[u8],
-        names: &[u8],
-        endian: Endianness,
-    ) {
+    fn look_up(&mut self, wanted: &[&'static str], symbols: &[u8], names: &[u8], endian: Endianness) {
         const SYMBOL: usize = size_of::<elf::Sym64<Endianness>>();
         let count = symbols.len() / SYMBOL;
-        let Ok((entries, _)) = pod::slice_from_bytes::<elf::Sym64<Endianness>>(symbols, count)
-        else {
+        let Ok((entries, _)) = pod::slice_from_bytes::<elf::Sym64<Endianness>>(symbols, count) else {
             return;
         };
         for entry in entries {
@@ -332,13 +277,8 @@ impl ElfFile {
                 continue;
             };
             for wanted in wanted {
-                if text.len() > wanted.len()
-                    && text[wanted.len()] == 0
-                    && &text[..wanted.len()] == wanted.as_bytes()
-                {
-                    self.symbols
-                        .entry(wanted)
-                        .or_insert(FileAddr(value.get(endian)));
+                if text.len() > wanted.len() && text[wanted.len()] == 0 && &text[..wanted.len()] == wanted.as_bytes() {
+                    self.symbols.entry(wanted).or_insert(FileAddr(value.get(endian)));
                 }
             }
         }
@@ -393,9 +333,7 @@ impl ElfFile {
     pub fn file_offset(&self, addr: FileAddr) -> Option<FileOffset> {
         self.segments.iter().find_map(|s| {
             let within = addr.0.checked_sub(s.addr.0)?;
-            (within < s.file_size)
-                .then(|| s.offset.0.checked_add(within).map(FileOffset))
-                .flatten()
+            (within < s.file_size).then(|| s.offset.0.checked_add(within).map(FileOffset)).flatten()
         })
     }
 
@@ -403,21 +341,15 @@ impl ElfFile {
     pub fn file_addr(&self, offset: FileOffset) -> Option<FileAddr> {
         self.segments.iter().find_map(|s| {
             let within = offset.0.checked_sub(s.offset.0)?;
-            (within < s.file_size)
-                .then(|| s.addr.0.checked_add(within).map(FileAddr))
-                .flatten()
+            (within < s.file_size).then(|| s.addr.0.checked_add(within).map(FileAddr)).flatten()
         })
     }
 
     /// Whether `addr` is in an executable segment.
     pub fn is_code(&self, addr: FileAddr) -> bool {
-        self.segments.iter().any(|s| {
-            s.executable
-                && addr
-                    .0
-                    .checked_sub(s.addr.0)
-                    .is_some_and(|within| within < s.file_size)
-        })
+        self.segments
+            .iter()
+            .any(|s| s.executable && addr.0.checked_sub(s.addr.0).is_some_and(|within| within < s.file_size))
     }
 
     /// Load bias of a mapping of this file: what to add to a [`FileAddr`] to get an address in memory.
@@ -426,42 +358,20 @@ impl ElfFile {
         self.segments
             .iter()
             .filter(|s| s.executable == executable)
-            .find(|s| {
-                (s.offset.0 & !(PAGE - 1)..s.offset.0.saturating_add(s.file_size))
-                    .contains(&offset.0)
-            })
-            .map(|s| {
-                start
-                    .wrapping_sub(offset.0)
-                    .wrapping_add(s.offset.0)
-                    .wrapping_sub(s.addr.0)
-            })
+            .find(|s| (s.offset.0 & !(PAGE - 1)..s.offset.0.saturating_add(s.file_size)).contains(&offset.0))
+            .map(|s| start.wrapping_sub(offset.0).wrapping_add(s.offset.0).wrapping_sub(s.addr.0))
     }
 
     /// Fills `buf` with the file's data at `addr`.
     pub fn read_at(&self, addr: FileAddr, buf: &mut [u8]) -> Result<(), ElfError> {
-        let no_data = || ElfError::NoData {
-            path: self.path.clone(),
-            addr,
-            len: buf.len(),
-        };
-        let last = FileAddr(
-            addr.0
-                .checked_add(buf.len() as u64)
-                .ok_or_else(no_data)?
-                .saturating_sub(1),
-        );
+        let no_data = || ElfError::NoData { path: self.path.clone(), addr, len: buf.len() };
+        let last = FileAddr(addr.0.checked_add(buf.len() as u64).ok_or_else(no_data)?.saturating_sub(1));
         let offset = self.file_offset(addr).ok_or_else(no_data)?;
         let end = self.file_offset(last).ok_or_else(no_data)?;
         if end.0.wrapping_sub(offset.0) != last.0 - addr.0 {
             return Err(no_data());
         }
-        self.file
-            .read_exact_at(buf, offset.0)
-            .map_err(|source| ElfError::Io {
-                path: self.path.clone(),
-                source,
-            })
+        self.file.read_exact_at(buf, offset.0).map_err(|source| ElfError::Io { path: self.path.clone(), source })
     }
 }
 
@@ -480,16 +390,10 @@ mod tests {
     fn own_executable_is_read() {
         let path = std::env::current_exe().unwrap();
         let elf = ElfFile::read(&path, &["main"]).unwrap();
-        let main = elf
-            .symbol("main")
-            .expect("test binaries have a symbol table");
+        let main = elf.symbol("main").expect("test binaries have a symbol table");
         assert!(elf.is_code(main));
         assert_eq!(elf.file_addr(elf.file_offset(main).unwrap()), Some(main));
-        assert!(
-            elf.needed().iter().any(|lib| lib.starts_with("libc.")),
-            "{:?}",
-            elf.needed()
-        );
+        assert!(elf.needed().iter().any(|lib| lib.starts_with("libc.")), "{:?}", elf.needed());
         let mut bytes = [0; 4];
         elf.read_at(main, &mut bytes).unwrap();
         assert_ne!(bytes, [0; 4]);
@@ -498,18 +402,9 @@ mod tests {
 
     #[test]
     fn other_files_are_refused() {
-        assert!(matches!(
-            ElfFile::read(Path::new("/etc/passwd"), &[]),
-            Err(ElfError::NotElf { .. })
-        ));
-        assert!(matches!(
-            ElfFile::read(Path::new("/proc"), &[]),
-            Err(ElfError::NotElf { .. })
-        ));
-        assert!(matches!(
-            ElfFile::read(Path::new("/nonexistent"), &[]),
-            Err(ElfError::Io { .. })
-        ));
+        assert!(matches!(ElfFile::read(Path::new("/etc/passwd"), &[]), Err(ElfError::NotElf { .. })));
+        assert!(matches!(ElfFile::read(Path::new("/proc"), &[]), Err(ElfError::NotElf { .. })));
+        assert!(matches!(ElfFile::read(Path::new("/nonexistent"), &[]), Err(ElfError::Io { .. })));
     }
 
     #[test]
@@ -522,9 +417,7 @@ mod tests {
         for round in 0..200 {
             let mut bytes = head.to_vec();
             for _ in 0..=round % 9 {
-                seed = seed
-                    .wrapping_mul(6_364_136_223_846_793_005)
-                    .wrapping_add(1_442_695_040_888_963_407);
+                seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
                 let at = (seed >> 33) as usize % 4096.min(bytes.len());
                 bytes[at] = (seed >> 24) as u8;
             }

@@ -86,11 +86,7 @@ fn hex(bytes: &[u8]) -> String {
     if bytes.is_empty() {
         return "empty".to_owned();
     }
-    bytes
-        .iter()
-        .map(|b| format!("{b:02x}"))
-        .collect::<Vec<_>>()
-        .join(" ")
+    bytes.iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().join(" ")
 }
 
 fn tail(text: &[u8]) -> String {
@@ -112,20 +108,13 @@ fn is_nop(instruction: &Instruction) -> bool {
 /// Prefixes that uprobes refuse on x86: ES, CS, SS, DS and LOCK (`is_prefix_bad` in arch/x86/kernel/uprobes.c).
 fn has_bad_prefix(bytes: &[u8], instruction: &Instruction) -> bool {
     instruction.has_lock_prefix()
-        || matches!(
-            instruction.segment_prefix(),
-            Register::ES | Register::CS | Register::SS | Register::DS
-        )
-        || prefixes(bytes)
-            .iter()
-            .any(|b| matches!(b, 0x26 | 0x2e | 0x36 | 0x3e | 0xf0))
+        || matches!(instruction.segment_prefix(), Register::ES | Register::CS | Register::SS | Register::DS)
+        || prefixes(bytes).iter().any(|b| matches!(b, 0x26 | 0x2e | 0x36 | 0x3e | 0xf0))
 }
 
 /// The legacy prefixes that an instruction begins with.
 fn prefixes(bytes: &[u8]) -> &[u8] {
-    const LEGACY: &[u8] = &[
-        0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65, 0x66, 0x67, 0xf0, 0xf2, 0xf3,
-    ];
+    const LEGACY: &[u8] = &[0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65, 0x66, 0x67, 0xf0, 0xf2, 0xf3];
     let len = bytes.iter().take_while(|b| LEGACY.contains(b)).count();
     &bytes[..len]
 }
@@ -155,10 +144,7 @@ pub fn choose(text: &[u8]) -> Result<u64, GateError> {
         }
     }
     let votes = |candidate: &Vec<usize>| streams.iter().filter(|other| *other == candidate).count();
-    let agreed = streams
-        .iter()
-        .max_by_key(|candidate| votes(candidate))
-        .ok_or_else(ambiguous)?;
+    let agreed = streams.iter().max_by_key(|candidate| votes(candidate)).ok_or_else(ambiguous)?;
     if votes(agreed) * 10 < starts * 9 {
         return Err(ambiguous());
     }
@@ -170,11 +156,7 @@ pub fn choose(text: &[u8]) -> Result<u64, GateError> {
             break;
         };
         let bytes = &text[at..at + instruction.len()];
-        let skips = if has_bad_prefix(bytes, &instruction) {
-            1..=prefixes(bytes).len()
-        } else {
-            0..=0
-        };
+        let skips = if has_bad_prefix(bytes, &instruction) { 1..=prefixes(bytes).len() } else { 0..=0 };
         for skip in skips {
             let Some(inner) = decode(text, at + skip).filter(is_nop) else {
                 continue;
@@ -190,41 +172,24 @@ pub fn choose(text: &[u8]) -> Result<u64, GateError> {
 /// Finds the gate before `entry`, the `vectorcall` that the plain functions of a process share.
 ///
 /// The file's bytes decide; those in memory may only differ by breakpoints that are there already.
-pub fn find_gate(
-    mem: &dyn Memory,
-    elf: &ElfFile,
-    bias: u64,
-    entry: UserAddr,
-) -> Result<Gate, GateError> {
+pub fn find_gate(mem: &dyn Memory, elf: &ElfFile, bias: u64, entry: UserAddr) -> Result<Gate, GateError> {
     let in_file = FileAddr(entry.0.wrapping_sub(bias));
     if !elf.is_code(in_file) {
         return Err(GateError::NotCode { entry });
     }
     let start = FileAddr(in_file.0.saturating_sub(WINDOW as u64));
     let mut text = [0; WINDOW];
-    elf.read_at(start, &mut text)
-        .map_err(|error| GateError::Unreadable(error.to_string()))?;
+    elf.read_at(start, &mut text).map_err(|error| GateError::Unreadable(error.to_string()))?;
     let distance = choose(&text)?;
     let gate = entry.back(distance);
 
     let padding = &text[WINDOW - distance as usize..];
-    let live = mem
-        .read_bytes(gate, distance as usize)
-        .map_err(|error| GateError::Unreadable(error.to_string()))?;
+    let live = mem.read_bytes(gate, distance as usize).map_err(|error| GateError::Unreadable(error.to_string()))?;
     if !is_or_has_breakpoint(padding, &live) {
-        return Err(GateError::Patched {
-            memory: hex(&live),
-            file: hex(padding),
-        });
+        return Err(GateError::Patched { memory: hex(&live), file: hex(padding) });
     }
-    let offset = elf
-        .file_offset(FileAddr(in_file.0.wrapping_sub(distance)))
-        .ok_or(GateError::NotCode { entry })?;
-    Ok(Gate {
-        entry,
-        gate,
-        offset,
-    })
+    let offset = elf.file_offset(FileAddr(in_file.0.wrapping_sub(distance))).ok_or(GateError::NotCode { entry })?;
+    Ok(Gate { entry, gate, offset })
 }
 
 /// Whether `live` is `file`, or that with a breakpoint at its first byte: `int3`, or the call by which newer kernels
@@ -245,8 +210,8 @@ mod tests {
     fn text(end: &[u8], padding: &[u8]) -> Vec<u8> {
         // push rbp; mov rbp,rsp; sub rsp,0x20; mov rax,[rdi+8]; test rax,rax; je +5; call rel32; add rsp,0x20; pop rbp
         let body: &[u8] = &[
-            0x55, 0x48, 0x89, 0xe5, 0x48, 0x83, 0xec, 0x20, 0x48, 0x8b, 0x47, 0x08, 0x48, 0x85,
-            0xc0, 0x74, 0x05, 0xe8, 0x10, 0x22, 0xff, 0xff, 0x48, 0x83, 0xc4, 0x20, 0x5d,
+            0x55, 0x48, 0x89, 0xe5, 0x48, 0x83, 0xec, 0x20, 0x48, 0x8b, 0x47, 0x08, 0x48, 0x85, 0xc0, 0x74, 0x05, 0xe8,
+            0x10, 0x22, 0xff, 0xff, 0x48, 0x83, 0xc4, 0x20, 0x5d,
         ];
         let mut text = body.repeat(12);
         text.extend_from_slice(end);
@@ -263,17 +228,11 @@ mod tests {
             ("3.9.18, 3.10.13, 3.11.7: one byte", &[0x90], 1),
             (
                 "3.12.1, 3.13.0, 3.14.7: the last NOP, not the one with a CS prefix",
-                &[
-                    0x66, 0x66, 0x2e, 0x0f, 0x1f, 0x84, 0, 0, 0, 0, 0, 0x66, 0x90,
-                ],
+                &[0x66, 0x66, 0x2e, 0x0f, 0x1f, 0x84, 0, 0, 0, 0, 0, 0x66, 0x90],
                 2,
             ),
             ("Debian 12's python3.11", &[0x0f, 0x1f, 0x80, 0, 0, 0, 0], 7),
-            (
-                "Debian 12's libpython3.11",
-                &[0x0f, 0x1f, 0x84, 0, 0, 0, 0, 0],
-                8,
-            ),
+            ("Debian 12's libpython3.11", &[0x0f, 0x1f, 0x84, 0, 0, 0, 0, 0], 8),
         ];
         for (build, padding, distance) in cases {
             assert_eq!(choose(&text(RET, padding)), Ok(*distance), "{build}");
@@ -292,17 +251,9 @@ mod tests {
 
     #[test]
     fn padding_that_is_no_nop_is_refused_with_its_bytes() {
-        for padding in [
-            &[0xcc, 0xcc, 0xcc, 0xcc][..],
-            &[],
-            &[0x90, 0xcc],
-            &[0xf3, 0x90],
-        ] {
+        for padding in [&[0xcc, 0xcc, 0xcc, 0xcc][..], &[], &[0x90, 0xcc], &[0xf3, 0x90]] {
             let error = choose(&text(RET, padding)).unwrap_err();
-            assert!(
-                matches!(error, GateError::NoPadding { .. }),
-                "{padding:02x?}: {error:?}"
-            );
+            assert!(matches!(error, GateError::NoPadding { .. }), "{padding:02x?}: {error:?}");
             assert!(error.to_string().contains("5d c3"), "{error}");
         }
     }
@@ -312,10 +263,7 @@ mod tests {
         // jmp rel8 whose displacement is 0x66, then one NOP: `66 90` would be in the middle of the jump.
         assert_eq!(choose(&text(&[0xeb, 0x66], &[0x90])), Ok(1));
         // The same jump with displacement 0x90 and no padding at all.
-        assert!(matches!(
-            choose(&text(&[0xeb, 0x90], &[])),
-            Err(GateError::NoPadding { .. })
-        ));
+        assert!(matches!(choose(&text(&[0xeb, 0x90], &[])), Err(GateError::NoPadding { .. })));
         // mov eax, 0x90909090 before a tail jump that ends flush.
         assert!(choose(&text(&[0xb8, 0x90, 0x90, 0x90, 0x90], &[])).is_err());
     }
@@ -335,9 +283,7 @@ mod tests {
         let mut bytes = [0; WINDOW];
         for _ in 0..2000 {
             for byte in &mut bytes {
-                seed = seed
-                    .wrapping_mul(6_364_136_223_846_793_005)
-                    .wrapping_add(1_442_695_040_888_963_407);
+                seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
                 *byte = (seed >> 40) as u8;
             }
             if let Ok(distance) = choose(&bytes) {
@@ -364,9 +310,7 @@ mod tests {
         use object::{Object as _, ObjectSection as _, ObjectSymbol as _, SymbolKind};
 
         let home = std::env::var("HOME").unwrap_or_default();
-        let versions = std::fs::read_dir(format!("{home}/.pyenv/versions"))
-            .into_iter()
-            .flatten();
+        let versions = std::fs::read_dir(format!("{home}/.pyenv/versions")).into_iter().flatten();
         let files: Vec<_> = versions
             .filter_map(Result::ok)
             .filter_map(|version| std::fs::read_dir(version.path().join("lib")).ok())
@@ -395,11 +339,7 @@ mod tests {
                 if i % 31 == 0 && from >= end && from - start >= WINDOW as u64 {
                     match choose(&code[..(from - start) as usize]) {
                         Ok(distance) => {
-                            assert!(
-                                from - distance >= end,
-                                "{}: {from:#x} - {distance}",
-                                path.display()
-                            );
+                            assert!(from - distance >= end, "{}: {from:#x} - {distance}", path.display());
                             chosen += 1;
                         }
                         Err(GateError::Ambiguous { .. }) => ambiguous += 1,
@@ -408,10 +348,7 @@ mod tests {
                 }
                 end = end.max(to);
             }
-            eprintln!(
-                "{}: {chosen} gates, {none} without padding, {ambiguous} ambiguous",
-                path.display()
-            );
+            eprintln!("{}: {chosen} gates, {none} without padding, {ambiguous} ambiguous", path.display());
             assert!(chosen > 10 * ambiguous, "{}", path.display());
         }
     }

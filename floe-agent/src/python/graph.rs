@@ -80,10 +80,7 @@ impl<'m> Graph<'m> {
             return;
         }
         self.seen.insert(object);
-        let near = matches!(
-            kind,
-            Kind::Function | Kind::Wrapper | Kind::Method | Kind::Cell
-        );
+        let near = matches!(kind, Kind::Function | Kind::Wrapper | Kind::Method | Kind::Cell);
         let queue = if near { &mut self.near } else { &mut self.far };
         queue.push_back((object, depth));
     }
@@ -129,8 +126,7 @@ impl<'m> Graph<'m> {
     }
 
     fn classify(&self, type_: UserAddr) -> Result<Kind> {
-        const LEAVES: u64 =
-            type_flags::LONG | type_flags::STR | type_flags::BYTES | type_flags::EXCEPTION;
+        const LEAVES: u64 = type_flags::LONG | type_flags::STR | type_flags::BYTES | type_flags::EXCEPTION;
         let heap = &self.heap;
         let types = heap.types;
         let exact = [
@@ -156,16 +152,12 @@ impl<'m> Graph<'m> {
             return Ok(Kind::Leaf);
         }
         let wrappers = [types.staticmethod, types.classmethod, types.property];
-        if wrappers.iter().any(|wrapper| bases.contains(wrapper))
-            || heap.type_name(type_)? == "functools.partial"
-        {
+        if wrappers.iter().any(|wrapper| bases.contains(wrapper)) || heap.type_name(type_)? == "functools.partial" {
             return Ok(Kind::Wrapper);
         }
-        for (flag, kind) in [
-            (type_flags::DICT, Kind::Dict),
-            (type_flags::LIST, Kind::List),
-            (type_flags::TUPLE, Kind::Tuple),
-        ] {
+        for (flag, kind) in
+            [(type_flags::DICT, Kind::Dict), (type_flags::LIST, Kind::List), (type_flags::TUPLE, Kind::Tuple)]
+        {
             if info.has(flag) {
                 return Ok(kind);
             }
@@ -182,10 +174,7 @@ impl<'m> Graph<'m> {
         let mut class = type_;
         while !class.is_null() && bases.len() < 32 {
             bases.push(class);
-            class = self
-                .heap
-                .mem
-                .read_ptr(class.offset(self.heap.layout.type_.base))?;
+            class = self.heap.mem.read_ptr(class.offset(self.heap.layout.type_.base))?;
         }
         Ok(bases)
     }
@@ -217,11 +206,7 @@ impl<'m> Graph<'m> {
         let heap = self.heap;
         let type_ = heap.mem.read_ptr(object.offset(OB_TYPE))?;
         let values = |dict: UserAddr| -> Result<Vec<UserAddr>> {
-            Ok(heap
-                .dict(dict)?
-                .into_iter()
-                .map(|(_, value)| value)
-                .collect())
+            Ok(heap.dict(dict)?.into_iter().map(|(_, value)| value).collect())
         };
         let kind = self.kind(type_)?;
         Ok(match &kind {
@@ -247,19 +232,12 @@ impl<'m> Graph<'m> {
                 let mut children: Vec<_> = heap.wrapped(object)?.into_iter().collect();
                 // Wrappers may have a dict, and from 3.10 on it holds `__wrapped__`: the same function.
                 let info = heap.type_info(type_)?;
-                children.extend(
-                    heap.instance_dict(object, &info)?
-                        .into_iter()
-                        .map(|(_, value)| value),
-                );
+                children.extend(heap.instance_dict(object, &info)?.into_iter().map(|(_, value)| value));
                 children
             }
             Kind::Method => {
                 let l = &heap.layout.small;
-                vec![
-                    heap.mem.read_ptr(object.offset(l.method_func))?,
-                    heap.mem.read_ptr(object.offset(l.method_self))?,
-                ]
+                vec![heap.mem.read_ptr(object.offset(l.method_func))?, heap.mem.read_ptr(object.offset(l.method_self))?]
             }
             Kind::Cell => heap.cell(object)?.into_iter().collect(),
             Kind::Dict => values(object)?,
@@ -284,11 +262,8 @@ impl<'m> Graph<'m> {
             }
             Kind::Instance(instance) => {
                 let (info, slots) = &**instance;
-                let mut children: Vec<_> = heap
-                    .instance_dict(object, info)?
-                    .into_iter()
-                    .map(|(_, value)| value)
-                    .collect();
+                let mut children: Vec<_> =
+                    heap.instance_dict(object, info)?.into_iter().map(|(_, value)| value).collect();
                 for &offset in slots {
                     children.push(heap.mem.read_ptr(object.offset(offset))?);
                 }

@@ -51,9 +51,18 @@ pub enum Refusal {
     /// There is no place for the probe.
     #[error(transparent)]
     NoGate(#[from] GateError),
+    /// The probe at the gate could not be attached, or does not fire.
+    #[error("the probe before _PyFunction_Vectorcall does not work: {why}")]
+    GateProbe {
+        /// Why.
+        why: String,
+    },
     /// Return probes would break it.
-    #[error("the process has a shadow stack, with which return probes do not work on this kernel")]
-    ShadowStack,
+    #[error("return probes would break this process: {why}")]
+    ReturnProbes {
+        /// Why.
+        why: String,
+    },
     /// It has ended.
     #[error("process {pid} has ended")]
     Gone {
@@ -119,22 +128,10 @@ const SET_RECURSION_LIMIT: &str = "Py_SetRecursionLimit";
 /// In all versions, 2.7 included.
 const INITIALIZE: &str = "Py_Initialize";
 /// Only where references are counted or traced for debugging.
-const DEBUG_ONLY: &[&str] = &[
-    "_Py_RefTotal",
-    "_Py_NegativeRefcount",
-    "_Py_PrintReferences",
-];
+const DEBUG_ONLY: &[&str] = &["_Py_RefTotal", "_Py_NegativeRefcount", "_Py_PrintReferences"];
 
 fn wanted() -> Vec<&'static str> {
-    let mut wanted = vec![
-        RUNTIME,
-        RUN_MAIN,
-        VERSION,
-        EVAL_FRAME_DEFAULT,
-        MALLOC,
-        SET_RECURSION_LIMIT,
-        INITIALIZE,
-    ];
+    let mut wanted = vec![RUNTIME, RUN_MAIN, VERSION, EVAL_FRAME_DEFAULT, MALLOC, SET_RECURSION_LIMIT, INITIALIZE];
     wanted.extend(DEBUG_ONLY);
     wanted.extend(CoreTypes::SYMBOLS);
     wanted
@@ -163,10 +160,7 @@ impl InterpreterFile {
         let named = named_version(elf.soname(), elf.path());
         // 3.8 brought `Py_RunMain` and, 3.7, `_PyRuntime`; 3.11 `Py_Version`.
         let (Some(runtime), Some(_)) = (elf.symbol(RUNTIME), elf.symbol(RUN_MAIN)) else {
-            let found = named.map_or_else(
-                || "older than 3.8".to_owned(),
-                |(version, _)| version.to_string(),
-            );
+            let found = named.map_or_else(|| "older than 3.8".to_owned(), |(version, _)| version.to_string());
             return Err(Refusal::UnsupportedVersion { found });
         };
         if DEBUG_ONLY.iter().any(|symbol| elf.symbol(symbol).is_some()) {
@@ -186,32 +180,17 @@ impl InterpreterFile {
         let candidates: Vec<_> = match hexversion {
             Some(hex) => {
                 let version = Minor::from_hex(hex);
-                let layout = PyLayout::of(version).ok_or_else(|| Refusal::UnsupportedVersion {
-                    found: version.to_string(),
-                })?;
+                let layout =
+                    PyLayout::of(version).ok_or_else(|| Refusal::UnsupportedVersion { found: version.to_string() })?;
                 vec![layout]
             }
             // Before 3.11 the file does not say; every table is tried on the process, and exactly one must fit.
-            None => PyLayout::all()
-                .iter()
-                .filter(|layout| layout.version < Minor::three(11))
-                .collect(),
+            None => PyLayout::all().iter().filter(|layout| layout.version < Minor::three(11)).collect(),
         };
-        let missing = |symbol: &str| {
-            Refusal::check(format!("{} does not export {symbol}", elf.path().display()))
-        };
-        let eval_frame_default = elf
-            .symbol(EVAL_FRAME_DEFAULT)
-            .ok_or_else(|| missing(EVAL_FRAME_DEFAULT))?;
-        CoreTypes::look_up(|symbol| elf.symbol(symbol).map(|addr| UserAddr(addr.0)))
-            .map_err(missing)?;
-        Ok(Self {
-            elf,
-            hexversion,
-            candidates,
-            runtime,
-            eval_frame_default,
-        })
+        let missing = |symbol: &str| Refusal::check(format!("{} does not export {symbol}", elf.path().display()));
+        let eval_frame_default = elf.symbol(EVAL_FRAME_DEFAULT).ok_or_else(|| missing(EVAL_FRAME_DEFAULT))?;
+        CoreTypes::look_up(|symbol| elf.symbol(symbol).map(|addr| UserAddr(addr.0))).map_err(missing)?;
+        Ok(Self { elf, hexversion, candidates, runtime, eval_frame_default })
     }
 
     /// The file itself.
@@ -260,22 +239,12 @@ impl InterpreterFile {
 fn named_version<'a>(soname: Option<&'a str>, path: &'a Path) -> Option<(Minor, &'a str)> {
     let file_name = path.file_name().and_then(|name| name.to_str());
     [soname, file_name].into_iter().flatten().find_map(|name| {
-        let rest = name
-            .strip_prefix("libpython")
-            .or_else(|| name.strip_prefix("python"))?;
+        let rest = name.strip_prefix("libpython").or_else(|| name.strip_prefix("python"))?;
         let (major, rest) = rest.split_once('.')?;
-        let digits = rest
-            .find(|c: char| !c.is_ascii_digit())
-            .unwrap_or(rest.len());
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
         let flags = &rest[digits..];
         let flags = &flags[..flags.find('.').unwrap_or(flags.len())];
-        Some((
-            Minor {
-                major: major.parse().ok()?,
-                minor: rest[..digits].parse().ok()?,
-            },
-            flags,
-        ))
+        Some((Minor { major: major.parse().ok()?, minor: rest[..digits].parse().ok()? }, flags))
     })
 }
 
@@ -285,42 +254,27 @@ pub fn is_launcher(elf: &ElfFile) -> bool {
 }
 
 fn needed_libpython(elf: &ElfFile) -> Option<&str> {
-    elf.needed()
-        .iter()
-        .map(String::as_str)
-        .find(|name| is_libpython(name))
+    elf.needed().iter().map(String::as_str).find(|name| is_libpython(name))
 }
 
 fn is_libpython(name: &str) -> bool {
     // `libpython3.so` only forwards to the real one.
-    name.strip_prefix("libpython").is_some_and(|rest| {
-        rest.contains(".so")
-            && rest
-                .split_once('.')
-                .is_some_and(|(_, r)| !r.starts_with("so"))
-    })
+    name.strip_prefix("libpython")
+        .is_some_and(|rest| rest.contains(".so") && rest.split_once('.').is_some_and(|(_, r)| !r.starts_with("so")))
 }
 
 /// Where the library of a launcher probably is: its run path, then directories beside it and of the system. To attach
 /// before the first process has mapped it; `root` is the root directory of that process (`/`, `/proc/<pid>/root`).
 pub fn library_of_launcher(launcher: &ElfFile, program: &Path, root: &Path) -> Option<PathBuf> {
-    const SYSTEM: &[&str] = &[
-        "/usr/local/lib",
-        "/usr/lib/x86_64-linux-gnu",
-        "/lib/x86_64-linux-gnu",
-        "/usr/lib64",
-        "/usr/lib",
-        "/lib",
-    ];
+    const SYSTEM: &[&str] =
+        &["/usr/local/lib", "/usr/lib/x86_64-linux-gnu", "/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib", "/lib"];
     let name = needed_libpython(launcher)?;
     let origin = program.parent()?;
     let origin_text = origin.to_str()?;
-    let run_path = launcher.runpath().iter().map(|dir| {
-        PathBuf::from(
-            dir.replace("${ORIGIN}", origin_text)
-                .replace("$ORIGIN", origin_text),
-        )
-    });
+    let run_path = launcher
+        .runpath()
+        .iter()
+        .map(|dir| PathBuf::from(dir.replace("${ORIGIN}", origin_text).replace("$ORIGIN", origin_text)));
     run_path
         .chain([origin.join("../lib")])
         .chain(SYSTEM.iter().map(PathBuf::from))
@@ -365,26 +319,16 @@ pub fn locate(pid: Pid, known: &[Arc<InterpreterFile>]) -> Result<Located, Refus
 /// The mapped files that may hold an interpreter, likeliest first, each with its mappings.
 fn candidates<'a>(maps: &'a [Mapping], exe: &Path) -> Vec<Vec<&'a Mapping>> {
     let mut files: Vec<(u8, Vec<&Mapping>)> = Vec::new();
-    let exe = exe.to_str().map_or(exe, |text| {
-        Path::new(text.strip_suffix(" (deleted)").unwrap_or(text))
-    });
-    for mapping in maps
-        .iter()
-        .filter(|mapping| mapping.inode != 0 && mapping.path.has_root())
-    {
+    let exe = exe.to_str().map_or(exe, |text| Path::new(text.strip_suffix(" (deleted)").unwrap_or(text)));
+    for mapping in maps.iter().filter(|mapping| mapping.inode != 0 && mapping.path.has_root()) {
         let same = |other: &Mapping| {
-            (other.device, other.inode, &other.path)
-                == (mapping.device, mapping.inode, &mapping.path)
+            (other.device, other.inode, &other.path) == (mapping.device, mapping.inode, &mapping.path)
         };
         if let Some((_, mappings)) = files.iter_mut().find(|(_, mappings)| same(mappings[0])) {
             mappings.push(mapping);
             continue;
         }
-        let name = mapping
-            .path
-            .file_name()
-            .map(|name| name.to_string_lossy())
-            .unwrap_or_default();
+        let name = mapping.path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
         let rank = match () {
             () if mapping.path == exe => 0,
             () if is_libpython(&name) => 1,
@@ -399,11 +343,7 @@ fn candidates<'a>(maps: &'a [Mapping], exe: &Path) -> Vec<Vec<&'a Mapping>> {
     files.into_iter().map(|(_, mappings)| mappings).collect()
 }
 
-fn examine(
-    pid: Pid,
-    mappings: &[&Mapping],
-    known: &[Arc<InterpreterFile>],
-) -> Result<Located, Refusal> {
+fn examine(pid: Pid, mappings: &[&Mapping], known: &[Arc<InterpreterFile>]) -> Result<Located, Refusal> {
     let first = mappings[0];
     // By mapping, which is the very file whatever happened to its name; without the right for that, by name.
     let paths = [first.map_file(pid), first.path_in_root(pid)];
@@ -424,36 +364,23 @@ fn examine(
     } else {
         let elf = ElfFile::read(&path, &wanted())?;
         if is_launcher(&elf) && mappings.len() < 2 {
-            return Err(Refusal::NotReady {
-                what: "its libraries are not mapped yet",
-            });
+            return Err(Refusal::NotReady { what: "its libraries are not mapped yet" });
         }
-        Arc::new(
-            InterpreterFile::from_elf(elf)
-                .map_err(|refusal| named_refusal(refusal, &first.path))?,
-        )
+        Arc::new(InterpreterFile::from_elf(elf).map_err(|refusal| named_refusal(refusal, &first.path))?)
     };
     let bias = mappings
         .iter()
         .filter(|mapping| mapping.execute)
         .find_map(|mapping| file.elf().load_bias(mapping.start.0, mapping.offset, true))
-        .ok_or(Refusal::NotReady {
-            what: "its code is not mapped yet",
-        })?;
-    Ok(Located {
-        file,
-        name: first.path.clone(),
-        bias,
-    })
+        .ok_or(Refusal::NotReady { what: "its code is not mapped yet" })?;
+    Ok(Located { file, name: first.path.clone(), bias })
 }
 
 /// A file opened through `/proc/<pid>/map_files` has no telling name; the process's own path has.
 fn named_refusal(refusal: Refusal, path: &Path) -> Refusal {
     match (refusal, named_version(None, path)) {
         (Refusal::UnsupportedVersion { .. }, Some((version, _))) if version < Minor::three(8) => {
-            Refusal::UnsupportedVersion {
-                found: version.to_string(),
-            }
+            Refusal::UnsupportedVersion { found: version.to_string() }
         }
         (refusal, _) => refusal,
     }
@@ -514,9 +441,7 @@ impl Interpreter {
         for layout in file.candidates() {
             match Self::verify_as(mem, file, bias, layout) {
                 Ok(interpreter) => passed.push(interpreter),
-                Err(
-                    refusal @ (Refusal::Gone { .. } | Refusal::Denied { .. } | Refusal::DebugBuild),
-                ) => {
+                Err(refusal @ (Refusal::Gone { .. } | Refusal::Denied { .. } | Refusal::DebugBuild)) => {
                     return Err(refusal);
                 }
                 Err(refusal) => {
@@ -529,10 +454,9 @@ impl Interpreter {
         }
         match (passed.pop(), passed.pop()) {
             (Some(only), None) => Ok(only),
-            (Some(a), Some(b)) => Err(Refusal::check(format!(
-                "it looks like CPython {} and like {}",
-                a.layout.version, b.layout.version
-            ))),
+            (Some(a), Some(b)) => {
+                Err(Refusal::check(format!("it looks like CPython {} and like {}", a.layout.version, b.layout.version)))
+            }
             (None, _) => Err(refused.unwrap_or(Refusal::NotPython)),
         }
     }
@@ -552,18 +476,14 @@ impl Interpreter {
         if layout.runtime.debug_offsets {
             let cookie = mem.read_u64(runtime)?.to_le_bytes();
             if &cookie != b"xdebugpy" {
-                return Err(Refusal::check(
-                    "_PyRuntime does not begin with _Py_DebugOffsets",
-                ));
+                return Err(Refusal::check("_PyRuntime does not begin with _Py_DebugOffsets"));
             }
             if mem.read_u64(runtime.offset(16))? != 0 {
                 return Err(Refusal::FreeThreaded);
             }
             let found = Minor::from_hex(mem.read_u64(runtime.offset(8))? as u32);
             if found != version {
-                return Err(Refusal::check(format!(
-                    "_Py_DebugOffsets are of CPython {found}, not {version}"
-                )));
+                return Err(Refusal::check(format!("_Py_DebugOffsets are of CPython {found}, not {version}")));
             }
         }
 
@@ -575,53 +495,34 @@ impl Interpreter {
                 layout.function.vectorcall
             )));
         }
-        if heap.type_of(types.function)? != types.type_ || heap.type_of(types.type_)? != types.type_
-        {
+        if heap.type_of(types.function)? != types.type_ || heap.type_of(types.type_)? != types.type_ {
             // Static types get their type when the runtime is initialised.
             if heap.type_of(types.type_)?.is_null() || heap.type_of(types.function)?.is_null() {
-                return Err(Refusal::NotReady {
-                    what: "its types are not set up yet",
-                });
+                return Err(Refusal::NotReady { what: "its types are not set up yet" });
             }
             return Err(Refusal::check("the type of function is not type"));
         }
 
         let main = mem.read_ptr(runtime.offset(layout.runtime.interpreters_main))?;
         if main.is_null() {
-            return Err(Refusal::NotReady {
-                what: "it has no main interpreter yet",
-            });
+            return Err(Refusal::NotReady { what: "it has no main interpreter yet" });
         }
         let interpreters = interpreters(mem, layout, runtime)?;
         if !interpreters.contains(&main) {
-            return Err(Refusal::check(
-                "the main interpreter is not among the interpreters",
-            ));
+            return Err(Refusal::check("the main interpreter is not among the interpreters"));
         }
 
         let modules = mem.read_ptr(main.offset(layout.interpreter.modules))?;
         let sysdict = mem.read_ptr(main.offset(layout.interpreter.sysdict))?;
         if modules.is_null() || sysdict.is_null() {
-            return Err(Refusal::NotReady {
-                what: "sys.modules does not exist yet",
-            });
+            return Err(Refusal::NotReady { what: "sys.modules does not exist yet" });
         }
-        for (name, dict) in [
-            ("sys", sysdict),
-            (
-                "builtins",
-                mem.read_ptr(main.offset(layout.interpreter.builtins))?,
-            ),
-        ] {
+        for (name, dict) in [("sys", sysdict), ("builtins", mem.read_ptr(main.offset(layout.interpreter.builtins))?)] {
             let Some(module) = heap.dict_get(modules, name)? else {
-                return Err(Refusal::NotReady {
-                    what: "sys.modules is not filled yet",
-                });
+                return Err(Refusal::NotReady { what: "sys.modules is not filled yet" });
             };
             if heap.module_dict(module)? != dict {
-                return Err(Refusal::check(format!(
-                    "sys.modules[{name:?}] is not the interpreter's own"
-                )));
+                return Err(Refusal::check(format!("sys.modules[{name:?}] is not the interpreter's own")));
             }
         }
         let hexversion = check_sys(&heap, sysdict, version)?;
@@ -642,9 +543,7 @@ impl Interpreter {
         if !holder.is_null() {
             let interp = mem.read_ptr(holder.offset(layout.thread.interp))?;
             if !interpreters.contains(&interp) {
-                return Err(Refusal::check(
-                    "the thread that holds the GIL belongs to no interpreter",
-                ));
+                return Err(Refusal::check("the thread that holds the GIL belongs to no interpreter"));
             }
         }
 
@@ -657,12 +556,7 @@ impl Interpreter {
             interpreters,
             entry,
             eval_frame_default: at(file.eval_frame_default),
-            kernel: KernelAddresses {
-                none: types.none,
-                float_type: types.float,
-                bool_type: types.bool,
-                tstate,
-            },
+            kernel: KernelAddresses { none: types.none, float_type: types.float, bool_type: types.bool, tstate },
             types,
         })
     }
@@ -689,21 +583,13 @@ impl Interpreter {
     }
 
     /// `sys.modules` of one interpreter.
-    pub fn modules(
-        &self,
-        mem: &dyn Memory,
-        interpreter: UserAddr,
-    ) -> Result<UserAddr, MemoryError> {
+    pub fn modules(&self, mem: &dyn Memory, interpreter: UserAddr) -> Result<UserAddr, MemoryError> {
         mem.read_ptr(interpreter.offset(self.layout.interpreter.modules))
     }
 }
 
 /// Walks the list of interpreters; it may be cyclic in a process that lies.
-fn interpreters(
-    mem: &dyn Memory,
-    layout: &PyLayout,
-    runtime: UserAddr,
-) -> Result<Vec<UserAddr>, Refusal> {
+fn interpreters(mem: &dyn Memory, layout: &PyLayout, runtime: UserAddr) -> Result<Vec<UserAddr>, Refusal> {
     let mut found = Vec::new();
     let mut next = mem.read_ptr(runtime.offset(layout.runtime.interpreters_head))?;
     while !next.is_null() {
@@ -711,9 +597,7 @@ fn interpreters(
             return Err(Refusal::check("the list of interpreters is cyclic"));
         }
         if found.len() == MAX_INTERPRETERS {
-            return Err(Refusal::check(format!(
-                "it has more than {MAX_INTERPRETERS} interpreters"
-            )));
+            return Err(Refusal::check(format!("it has more than {MAX_INTERPRETERS} interpreters")));
         }
         found.push(next);
         next = mem.read_ptr(next.offset(layout.interpreter.next))?;
@@ -723,31 +607,22 @@ fn interpreters(
 
 /// `sys` has the right version, and is of no build whose objects are laid out differently.
 fn check_sys(heap: &Heap<'_>, sysdict: UserAddr, version: Minor) -> Result<u32, Refusal> {
-    let get = |name: &'static str| -> Result<Option<UserAddr>, Refusal> {
-        Ok(heap.dict_get(sysdict, name)?)
-    };
+    let get = |name: &'static str| -> Result<Option<UserAddr>, Refusal> { Ok(heap.dict_get(sysdict, name)?) };
     let hexversion = match get("hexversion")? {
         Some(object) => heap.int(object)?,
         None => {
-            return Err(Refusal::NotReady {
-                what: "sys.hexversion does not exist yet",
-            });
+            return Err(Refusal::NotReady { what: "sys.hexversion does not exist yet" });
         }
     };
-    let hexversion =
-        u32::try_from(hexversion).map_err(|_| Refusal::check("sys.hexversion is odd"))?;
+    let hexversion = u32::try_from(hexversion).map_err(|_| Refusal::check("sys.hexversion is odd"))?;
     let found = Minor::from_hex(hexversion);
     if found != version {
-        return Err(Refusal::check(format!(
-            "sys.hexversion is that of CPython {found}, not {version}"
-        )));
+        return Err(Refusal::check(format!("sys.hexversion is that of CPython {found}, not {version}")));
     }
     let flags = match get("abiflags")? {
         Some(object) => heap.name(object)?,
         None => {
-            return Err(Refusal::NotReady {
-                what: "sys.abiflags does not exist yet",
-            });
+            return Err(Refusal::NotReady { what: "sys.abiflags does not exist yet" });
         }
     };
     if flags.contains('d') || get("gettotalrefcount")?.is_some() {
@@ -763,9 +638,7 @@ fn check_sys(heap: &Heap<'_>, sysdict: UserAddr, version: Minor) -> Result<u32, 
 fn check_functions(heap: &Heap<'_>, modules: UserAddr) -> Result<UserAddr, Refusal> {
     const ENOUGH: usize = 8;
     let Some(module) = heap.dict_get(modules, "_frozen_importlib")? else {
-        return Err(Refusal::NotReady {
-            what: "importlib is not loaded yet",
-        });
+        return Err(Refusal::NotReady { what: "importlib is not loaded yet" });
     };
     let dict = heap.module_dict(module)?;
     let mut functions = 0;
@@ -788,9 +661,7 @@ fn check_functions(heap: &Heap<'_>, modules: UserAddr) -> Result<UserAddr, Refus
                     ));
                 }
                 if function.globals != dict {
-                    return ControlFlow::Break(format!(
-                        "{name} of importlib has other globals than its module"
-                    ));
+                    return ControlFlow::Break(format!("{name} of importlib has other globals than its module"));
                 }
                 functions += 1;
                 *vectorcalls.entry(function.vectorcall).or_default() += 1;
@@ -802,18 +673,11 @@ fn check_functions(heap: &Heap<'_>, modules: UserAddr) -> Result<UserAddr, Refus
         return Err(Refusal::check(what));
     }
     if functions < ENOUGH {
-        return Err(Refusal::check(format!(
-            "importlib has only {functions} functions"
-        )));
+        return Err(Refusal::check(format!("importlib has only {functions} functions")));
     }
-    let (&entry, &count) = vectorcalls
-        .iter()
-        .max_by_key(|(_, count)| **count)
-        .expect("there are functions");
+    let (&entry, &count) = vectorcalls.iter().max_by_key(|(_, count)| **count).expect("there are functions");
     if count * 2 <= functions {
-        return Err(Refusal::check(
-            "the functions of importlib do not share one vectorcall",
-        ));
+        return Err(Refusal::check("the functions of importlib do not share one vectorcall"));
     }
     Ok(entry)
 }
@@ -824,19 +688,14 @@ mod tests {
 
     #[test]
     fn versions_are_read_from_names() {
-        let named = |name: &'static str| {
-            named_version(Some(name), Path::new("/x")).map(|(v, f)| (v.to_string(), f))
-        };
+        let named = |name: &'static str| named_version(Some(name), Path::new("/x")).map(|(v, f)| (v.to_string(), f));
         assert_eq!(named("libpython3.9.so.1.0"), Some(("3.9".into(), "")));
         assert_eq!(named("libpython3.13t.so.1.0"), Some(("3.13".into(), "t")));
         assert_eq!(named("libpython3.7m.so.1.0"), Some(("3.7".into(), "m")));
         assert_eq!(named("libpython2.7.so.1.0"), Some(("2.7".into(), "")));
         assert_eq!(named("libpython3.so"), None);
         assert_eq!(named("libc.so.6"), None);
-        assert_eq!(
-            named_version(None, Path::new("/usr/bin/python3.10")),
-            Some((Minor::three(10), ""))
-        );
+        assert_eq!(named_version(None, Path::new("/usr/bin/python3.10")), Some((Minor::three(10), "")));
         assert_eq!(named_version(None, Path::new("/usr/bin/python3")), None);
     }
 
@@ -866,32 +725,18 @@ mod tests {
 
     #[test]
     fn other_programs_are_not_python() {
-        assert_eq!(
-            InterpreterFile::read(&std::env::current_exe().unwrap()).unwrap_err(),
-            Refusal::NotPython
-        );
-        assert_eq!(
-            InterpreterFile::read(Path::new("/etc/passwd")).unwrap_err(),
-            Refusal::NotPython
-        );
-        assert_eq!(
-            locate(Pid(std::process::id()), &[]).unwrap_err(),
-            Refusal::NotPython
-        );
-        assert!(matches!(
-            locate(Pid(0x3fff_ffff), &[]),
-            Err(Refusal::Gone { .. })
-        ));
+        assert_eq!(InterpreterFile::read(&std::env::current_exe().unwrap()).unwrap_err(), Refusal::NotPython);
+        assert_eq!(InterpreterFile::read(Path::new("/etc/passwd")).unwrap_err(), Refusal::NotPython);
+        assert_eq!(locate(Pid(std::process::id()), &[]).unwrap_err(), Refusal::NotPython);
+        assert!(matches!(locate(Pid(0x3fff_ffff), &[]), Err(Refusal::Gone { .. })));
     }
 
     #[test]
     fn a_refusal_is_one_line() {
         let refusals = [
             Refusal::NotPython,
-            Refusal::UnsupportedVersion {
-                found: "2.7".into(),
-            },
-            Refusal::ShadowStack,
+            Refusal::UnsupportedVersion { found: "2.7".into() },
+            Refusal::ReturnProbes { why: "it has a shadow stack".into() },
             Refusal::NoGate(GateError::NoPadding { bytes: "cc".into() }),
             Refusal::check("x"),
         ];

@@ -27,10 +27,7 @@ impl Minor {
 
     /// From `PY_VERSION_HEX`, `sys.hexversion`.
     pub const fn from_hex(hex: u32) -> Self {
-        Self {
-            major: (hex >> 24) as u8,
-            minor: (hex >> 16) as u8,
-        }
+        Self { major: (hex >> 24) as u8, minor: (hex >> 16) as u8 }
     }
 }
 
@@ -420,12 +417,7 @@ const V3_8: PyLayout = PyLayout {
         qualname: None,
         code_adaptive: None,
     },
-    str: StrLayout {
-        length: 16,
-        state: 32,
-        ascii_data: 48,
-        compact_data: 72,
-    },
+    str: StrLayout { length: 16, state: 32, ascii_data: 48, compact_data: 72 },
     int: IntStyle::ObSize,
     dict: DictLayout {
         used: 16,
@@ -477,14 +469,7 @@ const V3_8: PyLayout = PyLayout {
         tuple_items: 24,
         list_items: 24,
     },
-    exception: ExceptionLayout {
-        args: 24,
-        traceback: 32,
-        tb_next: 16,
-        tb_frame: 24,
-        tb_lasti: 32,
-        tb_lineno: 36,
-    },
+    exception: ExceptionLayout { args: 24, traceback: 32, tb_next: 16, tb_frame: 24, tb_lasti: 32, tb_lineno: 36 },
     thread: ThreadLayout {
         next: 8,
         interp: 16,
@@ -518,11 +503,7 @@ const V3_8: PyLayout = PyLayout {
 
 const V3_9: PyLayout = PyLayout {
     version: Minor::three(9),
-    type_: TypeLayout {
-        qualname: 856,
-        cached_keys: 864,
-        ..V3_8.type_
-    },
+    type_: TypeLayout { qualname: 856, cached_keys: 864, ..V3_8.type_ },
     interpreter: InterpreterLayout {
         id: 24,
         recursion_limit: Some(64),
@@ -533,10 +514,7 @@ const V3_9: PyLayout = PyLayout {
         eval_frame: 1400,
         ..V3_8.interpreter
     },
-    runtime: RuntimeLayout {
-        current_thread: CurrentThread::Runtime(568),
-        ..V3_8.runtime
-    },
+    runtime: RuntimeLayout { current_thread: CurrentThread::Runtime(568), ..V3_8.runtime },
     ..V3_8
 };
 
@@ -556,24 +534,14 @@ const V3_10: PyLayout = PyLayout {
         version: None,
         version_cleared: 0,
     },
-    type_: TypeLayout {
-        qualname: 864,
-        cached_keys: 872,
-        ..V3_9.type_
-    },
-    interpreter: InterpreterLayout {
-        eval_frame: 1368,
-        ..V3_9.interpreter
-    },
+    type_: TypeLayout { qualname: 864, cached_keys: 872, ..V3_9.type_ },
+    interpreter: InterpreterLayout { eval_frame: 1368, ..V3_9.interpreter },
     ..V3_9
 };
 
 const V3_11: PyLayout = PyLayout {
     version: Minor::three(11),
-    function: FunctionLayout {
-        version: Some(128),
-        ..V3_10.function
-    },
+    function: FunctionLayout { version: Some(128), ..V3_10.function },
     code: CodeLayout {
         consts: 24,
         flags: 48,
@@ -588,19 +556,13 @@ const V3_11: PyLayout = PyLayout {
         code_adaptive: Some(184),
     },
     dict: DictLayout {
-        style: KeysStyle::Log2 {
-            log2_index_bytes: 9,
-            kind: 10,
-        },
+        style: KeysStyle::Log2 { log2_index_bytes: 9, kind: 10 },
         nentries: 24,
         indices: 32,
         ..V3_10.dict
     },
     instance: InstanceStyle::ValuesAndDict,
-    exception: ExceptionLayout {
-        traceback: 40,
-        ..V3_10.exception
-    },
+    exception: ExceptionLayout { traceback: 40, ..V3_10.exception },
     thread: ThreadLayout {
         exception_type: Some(96),
         exception: 104,
@@ -632,30 +594,12 @@ const V3_11: PyLayout = PyLayout {
 
 const V3_12: PyLayout = PyLayout {
     version: Minor::three(12),
-    function: FunctionLayout {
-        vectorcall: 128,
-        version: Some(136),
-        ..V3_11.function
-    },
-    code: CodeLayout {
-        argcount: 52,
-        kwonlyargcount: 60,
-        firstlineno: 68,
-        code_adaptive: Some(192),
-        ..V3_11.code
-    },
-    str: StrLayout {
-        ascii_data: 40,
-        compact_data: 56,
-        ..V3_11.str
-    },
+    function: FunctionLayout { vectorcall: 128, version: Some(136), ..V3_11.function },
+    code: CodeLayout { argcount: 52, kwonlyargcount: 60, firstlineno: 68, code_adaptive: Some(192), ..V3_11.code },
+    str: StrLayout { ascii_data: 40, compact_data: 56, ..V3_11.str },
     int: IntStyle::LvTag,
     instance: InstanceStyle::Tagged,
-    type_: TypeLayout {
-        qualname: 872,
-        cached_keys: 880,
-        ..V3_11.type_
-    },
+    type_: TypeLayout { qualname: 872, cached_keys: 880, ..V3_11.type_ },
     thread: ThreadLayout {
         exception_type: None,
         exception: 96,
@@ -675,34 +619,17 @@ const V3_12: PyLayout = PyLayout {
         eval_frame: 1744,
         function_cache: None,
     },
-    runtime: RuntimeLayout {
-        current_thread: CurrentThread::Gil {
-            gil: 384,
-            last_holder: 8,
-        },
-        ..V3_11.runtime
-    },
+    runtime: RuntimeLayout { current_thread: CurrentThread::Gil { gil: 384, last_holder: 8 }, ..V3_11.runtime },
     inlines_past_vectorcall: false,
     ..V3_11
 };
 
 const V3_13: PyLayout = PyLayout {
     version: Minor::three(13),
-    code: CodeLayout {
-        code_adaptive: Some(200),
-        ..V3_12.code
-    },
-    dict: DictLayout {
-        values_items: 8,
-        ..V3_12.dict
-    },
+    code: CodeLayout { code_adaptive: Some(200), ..V3_12.code },
+    dict: DictLayout { values_items: 8, ..V3_12.dict },
     instance: InstanceStyle::InlineHeader,
-    thread: ThreadLayout {
-        exception: 112,
-        thread_id: 152,
-        native_thread_id: Some(160),
-        ..V3_12.thread
-    },
+    thread: ThreadLayout { exception: 112, thread_id: 152, native_thread_id: Some(160), ..V3_12.thread },
     interpreter: InterpreterLayout {
         recursion_limit: Some(8),
         next: 7264,
@@ -719,10 +646,7 @@ const V3_13: PyLayout = PyLayout {
         interpreters_head: 632,
         interpreters_main: 640,
         debug_offsets: true,
-        current_thread: CurrentThread::Gil {
-            gil: 16,
-            last_holder: 8,
-        },
+        current_thread: CurrentThread::Gil { gil: 16, last_holder: 8 },
     },
     inlines_init: true,
     ..V3_12
@@ -730,21 +654,10 @@ const V3_13: PyLayout = PyLayout {
 
 const V3_14: PyLayout = PyLayout {
     version: Minor::three(14),
-    function: FunctionLayout {
-        vectorcall: 136,
-        version: Some(144),
-        version_cleared: 1,
-        ..V3_13.function
-    },
-    code: CodeLayout {
-        code_adaptive: Some(208),
-        ..V3_13.code
-    },
+    function: FunctionLayout { vectorcall: 136, version: Some(144), version_cleared: 1, ..V3_13.function },
+    code: CodeLayout { code_adaptive: Some(208), ..V3_13.code },
     instance: InstanceStyle::InlineBasicsize,
-    small: SmallLayout {
-        tuple_items: 32,
-        ..V3_13.small
-    },
+    small: SmallLayout { tuple_items: 32, ..V3_13.small },
     interpreter: InterpreterLayout {
         recursion_limit: Some(8),
         next: 7272,
@@ -757,11 +670,7 @@ const V3_14: PyLayout = PyLayout {
         eval_frame: 8520,
         function_cache: Some(14264),
     },
-    runtime: RuntimeLayout {
-        interpreters_head: 808,
-        interpreters_main: 816,
-        ..V3_13.runtime
-    },
+    runtime: RuntimeLayout { interpreters_head: 808, interpreters_main: 816, ..V3_13.runtime },
     inlines_property: true,
     ..V3_13
 };
@@ -817,7 +726,9 @@ impl PyLayout {
             tstate_exception: narrow(self.thread.exception),
             tstate_exception_type: narrow(self.thread.exception_type.unwrap_or(0)),
             dict_used: narrow(self.dict.used),
-            reserved: [0; 9],
+            exception_args: narrow(self.exception.args),
+            function_globals: narrow(self.function.globals),
+            reserved: [0; 7],
         }
     }
 }
@@ -933,33 +844,17 @@ mod tests {
             ("PyCodeObject.co_code_adaptive", l.code.code_adaptive),
             ("PyThreadState.exception_type", l.thread.exception_type),
             ("PyThreadState.native_thread_id", l.thread.native_thread_id),
-            (
-                "PyInterpreterState.recursion_limit",
-                l.interpreter.recursion_limit,
-            ),
+            ("PyInterpreterState.recursion_limit", l.interpreter.recursion_limit),
             ("PyInterpreterState.stack_size", l.interpreter.stack_size),
-            (
-                "PyInterpreterState.func_version_cache",
-                l.interpreter.function_cache,
-            ),
-            (
-                "func_version_cache.entries",
-                l.interpreter.function_cache.map(|_| FUNCTION_CACHE_ENTRIES),
-            ),
+            ("PyInterpreterState.func_version_cache", l.interpreter.function_cache),
+            ("func_version_cache.entries", l.interpreter.function_cache.map(|_| FUNCTION_CACHE_ENTRIES)),
         ];
-        map.extend(
-            optional
-                .into_iter()
-                .filter_map(|(name, value)| value.map(|value| (name, value))),
-        );
+        map.extend(optional.into_iter().filter_map(|(name, value)| value.map(|value| (name, value))));
         match l.dict.style {
             KeysStyle::Size { size } => {
                 map.insert("PyDictKeysObject.dk_size", size);
             }
-            KeysStyle::Log2 {
-                log2_index_bytes,
-                kind,
-            } => {
+            KeysStyle::Log2 { log2_index_bytes, kind } => {
                 map.insert("PyDictKeysObject.dk_log2_index_bytes", log2_index_bytes);
                 map.insert("PyDictKeysObject.dk_kind", kind);
                 map.insert("PyDictValues.values", l.dict.values_items);
@@ -981,25 +876,18 @@ mod tests {
     fn headers() -> Vec<std::path::PathBuf> {
         let mut roots = Vec::new();
         let home = std::env::var("HOME").unwrap_or_default();
-        let versions = std::fs::read_dir(Path::new(&home).join(".pyenv/versions"))
-            .into_iter()
-            .flatten();
+        let versions = std::fs::read_dir(Path::new(&home).join(".pyenv/versions")).into_iter().flatten();
         roots.extend(versions.filter_map(Result::ok).map(|entry| entry.path()));
         roots.push("/usr".into());
         roots.extend(std::env::var_os("FLOE_EXTRA_PYTHON_PREFIX").map(Into::into));
         let mut found = Vec::new();
         for root in roots {
-            let include = std::fs::read_dir(root.join("include"))
-                .into_iter()
-                .flatten();
+            let include = std::fs::read_dir(root.join("include")).into_iter().flatten();
             found.extend(
                 include
                     .filter_map(Result::ok)
                     .map(|entry| entry.path())
-                    .filter(|path| {
-                        path.join("Python.h").exists()
-                            && path.join("internal/pycore_interp.h").exists()
-                    }),
+                    .filter(|path| path.join("Python.h").exists() && path.join("internal/pycore_interp.h").exists()),
             );
         }
         found.sort();
@@ -1025,51 +913,30 @@ mod tests {
             let built = match built {
                 Ok(built) => built,
                 Err(error) => {
-                    eprintln!(
-                        "SKIPPED: no C compiler ({error}): the layout tables were not compared with headers"
-                    );
+                    eprintln!("SKIPPED: no C compiler ({error}): the layout tables were not compared with headers");
                     return;
                 }
             };
-            assert!(
-                built.status.success(),
-                "{}: {}",
-                include.display(),
-                String::from_utf8_lossy(&built.stderr)
-            );
+            assert!(built.status.success(), "{}: {}", include.display(), String::from_utf8_lossy(&built.stderr));
             let output = Command::new(&program).output().unwrap();
             let text = String::from_utf8(output.stdout).unwrap();
-            let mut lines: BTreeMap<&str, u64> = text
-                .lines()
-                .map(|line| line.split_once(' ').unwrap())
-                .map(|(k, v)| (k, v.parse().unwrap()))
-                .collect();
+            let mut lines: BTreeMap<&str, u64> =
+                text.lines().map(|line| line.split_once(' ').unwrap()).map(|(k, v)| (k, v.parse().unwrap())).collect();
             let hex = lines.remove("PY_VERSION_HEX").unwrap() as u32;
             let Some(layout) = PyLayout::of(Minor::from_hex(hex)) else {
                 continue;
             };
             let table = named(layout);
             for (name, value) in &lines {
-                assert_eq!(
-                    table.get(name),
-                    Some(value),
-                    "{name} of {}",
-                    include.display()
-                );
+                assert_eq!(table.get(name), Some(value), "{name} of {}", include.display());
             }
             for name in table.keys() {
-                assert!(
-                    lines.contains_key(name),
-                    "{name} is not printed for {}",
-                    include.display()
-                );
+                assert!(lines.contains_key(name), "{name} is not printed for {}", include.display());
             }
             compared += 1;
         }
         if compared == 0 {
-            eprintln!(
-                "SKIPPED: no CPython headers found: the layout tables were not compared with headers"
-            );
+            eprintln!("SKIPPED: no CPython headers found: the layout tables were not compared with headers");
         } else {
             eprintln!("compared {compared} sets of headers with the layout tables");
         }
@@ -1078,9 +945,7 @@ mod tests {
     /// 3.8 keeps `PyInterpreterState` in another header.
     fn headers_of_3_8() -> Vec<std::path::PathBuf> {
         let home = std::env::var("HOME").unwrap_or_default();
-        let versions = std::fs::read_dir(Path::new(&home).join(".pyenv/versions"))
-            .into_iter()
-            .flatten();
+        let versions = std::fs::read_dir(Path::new(&home).join(".pyenv/versions")).into_iter().flatten();
         versions
             .filter_map(Result::ok)
             .map(|entry| entry.path().join("include/python3.8"))
@@ -1090,15 +955,9 @@ mod tests {
 
     #[test]
     fn every_supported_minor_has_one_table() {
-        let minors: Vec<u8> = PyLayout::all()
-            .iter()
-            .map(|layout| layout.version.minor)
-            .collect();
+        let minors: Vec<u8> = PyLayout::all().iter().map(|layout| layout.version.minor).collect();
         assert_eq!(minors, [8, 9, 10, 11, 12, 13, 14]);
-        assert_eq!(
-            PyLayout::of(Minor::from_hex(0x030d_00f0)).unwrap().version,
-            Minor::three(13)
-        );
+        assert_eq!(PyLayout::of(Minor::from_hex(0x030d_00f0)).unwrap().version, Minor::three(13));
         assert!(PyLayout::of(Minor::three(7)).is_none());
         assert!(PyLayout::of(Minor { major: 2, minor: 8 }).is_none());
     }
@@ -1106,23 +965,10 @@ mod tests {
     #[test]
     fn rows_of_3_14_are_those_measured_on_3_14_7() {
         let l = PyLayout::of(Minor::three(14)).unwrap();
-        assert_eq!(
-            (
-                l.function.vectorcall,
-                l.function.version,
-                l.function.version_cleared
-            ),
-            (136, Some(144), 1)
-        );
+        assert_eq!((l.function.vectorcall, l.function.version, l.function.version_cleared), (136, Some(144), 1));
         assert_eq!(l.small.tuple_items, 32);
-        assert_eq!(
-            (l.runtime.interpreters_head, l.interpreter.modules),
-            (808, 7688)
-        );
-        assert_eq!(
-            (l.interpreter.next, l.interpreter.function_cache),
-            (7272, Some(14264))
-        );
+        assert_eq!((l.runtime.interpreters_head, l.interpreter.modules), (808, 7688));
+        assert_eq!((l.interpreter.next, l.interpreter.function_cache), (7272, Some(14264)));
         assert_eq!(l.instance, InstanceStyle::InlineBasicsize);
         assert!(l.inlines_init && l.inlines_property && !l.inlines_past_vectorcall);
     }
@@ -1131,12 +977,7 @@ mod tests {
     fn the_version_follows_the_vectorcall_pointer() {
         for layout in PyLayout::all() {
             if let Some(version) = layout.function.version {
-                assert_eq!(
-                    version,
-                    layout.function.vectorcall + 8,
-                    "{}",
-                    layout.version
-                );
+                assert_eq!(version, layout.function.vectorcall + 8, "{}", layout.version);
             }
         }
     }
@@ -1147,17 +988,11 @@ mod tests {
             let ebpf = layout.for_ebpf();
             assert_eq!(u64::from(ebpf.function_code), layout.function.code);
             assert_eq!(u64::from(ebpf.tstate_exception), layout.thread.exception);
-            assert_eq!(
-                ebpf.tstate_exception_type == 0,
-                layout.version >= Minor::three(12)
-            );
+            assert_eq!(ebpf.tstate_exception_type == 0, layout.version >= Minor::three(12));
             assert_eq!(ebpf.values_items == 8, layout.version >= Minor::three(13));
         }
         assert_eq!(V3_8.for_ebpf().instance_style, instance_style::DICT);
         assert_eq!(V3_11.for_ebpf().keys_style, keys_style::LOG2);
-        assert_eq!(
-            V3_14.for_ebpf().instance_style,
-            instance_style::INLINE_BASICSIZE
-        );
+        assert_eq!(V3_14.for_ebpf().instance_style, instance_style::INLINE_BASICSIZE);
     }
 }

@@ -111,11 +111,7 @@ pub trait Memory {
     /// `len` bytes; refuses more than [`MAX_READ`].
     fn read_bytes(&self, addr: UserAddr, len: usize) -> Result<Vec<u8>, MemoryError> {
         if len > MAX_READ {
-            return Err(MemoryError::TooLong {
-                what: "a block of memory",
-                addr,
-                limit: MAX_READ,
-            });
+            return Err(MemoryError::TooLong { what: "a block of memory", addr, limit: MAX_READ });
         }
         let mut buf = vec![0; len];
         self.read(addr, &mut buf)?;
@@ -142,11 +138,7 @@ pub trait Memory {
             at = at.offset(len as u64);
         }
         if text.len() > limit {
-            return Err(MemoryError::TooLong {
-                what: "a C string",
-                addr,
-                limit,
-            });
+            return Err(MemoryError::TooLong { what: "a C string", addr, limit });
         }
         Ok(String::from_utf8_lossy(&text).into_owned())
     }
@@ -185,19 +177,13 @@ impl ProcessMemory {
     ///
     /// With more than [`MAX_WRITES`] ranges.
     pub fn write_many(&self, writes: &[(UserAddr, &[u8])]) -> Result<(), MemoryError> {
-        assert!(
-            writes.len() <= MAX_WRITES,
-            "at most {MAX_WRITES} ranges in one write"
-        );
+        assert!(writes.len() <= MAX_WRITES, "at most {MAX_WRITES} ranges in one write");
         let Some(&(addr, _)) = writes.first() else {
             return Ok(());
         };
         let local: Vec<libc::iovec> = writes
             .iter()
-            .map(|(_, data)| libc::iovec {
-                iov_base: data.as_ptr().cast_mut().cast(),
-                iov_len: data.len(),
-            })
+            .map(|(_, data)| libc::iovec { iov_base: data.as_ptr().cast_mut().cast(), iov_len: data.len() })
             .collect();
         let remote: Vec<libc::iovec> = writes
             .iter()
@@ -234,12 +220,7 @@ impl ProcessMemory {
             libc::EFAULT | libc::EINVAL => Err(MemoryError::Unmapped { addr, len }),
             libc::ESRCH => Err(MemoryError::Gone { pid }),
             libc::EPERM => Err(MemoryError::Denied { pid }),
-            errno => Err(MemoryError::System {
-                pid,
-                addr,
-                len,
-                errno,
-            }),
+            errno => Err(MemoryError::System { pid, addr, len, errno }),
         }
     }
 }
@@ -250,26 +231,12 @@ impl Memory for ProcessMemory {
         if len == 0 {
             return Ok(());
         }
-        let local = libc::iovec {
-            iov_base: buf.as_mut_ptr().cast(),
-            iov_len: len,
-        };
-        let remote = libc::iovec {
-            iov_base: std::ptr::with_exposed_provenance_mut(addr.0 as usize),
-            iov_len: len,
-        };
+        let local = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: len };
+        let remote = libc::iovec { iov_base: std::ptr::with_exposed_provenance_mut(addr.0 as usize), iov_len: len };
         // SAFETY: `local` is `buf`, which we hold mutably; `remote` is interpreted in the other process by the kernel,
         // which checks it; both counts are 1.
-        let read = unsafe {
-            libc::process_vm_readv(
-                self.pid.0.cast_signed(),
-                &raw const local,
-                1,
-                &raw const remote,
-                1,
-                0,
-            )
-        };
+        let read =
+            unsafe { libc::process_vm_readv(self.pid.0.cast_signed(), &raw const local, 1, &raw const remote, 1, 0) };
         self.check(read, addr, len)
     }
 }
@@ -294,11 +261,7 @@ impl<M: Memory> CachedMemory<M> {
 
     /// An empty cache of at most `limit` pages; when it is full it starts anew.
     pub fn with_limit(inner: M, limit: usize) -> Self {
-        Self {
-            inner,
-            limit: limit.max(1),
-            pages: RefCell::new(HashMap::new()),
-        }
+        Self { inner, limit: limit.max(1), pages: RefCell::new(HashMap::new()) }
     }
 
     /// Forgets everything: the target runs, or has been written to.
@@ -330,10 +293,7 @@ impl<M: Memory> Memory for CachedMemory<M> {
             }
             let cached = pages.entry(page).or_insert_with(|| {
                 let mut bytes = Box::new([0; PAGE]);
-                self.inner
-                    .read(UserAddr(page), &mut bytes[..])
-                    .ok()
-                    .map(|()| bytes)
+                self.inner.read(UserAddr(page), &mut bytes[..]).ok().map(|()| bytes)
             });
             let Some(bytes) = cached else {
                 drop(pages);
@@ -371,20 +331,10 @@ impl SavedMemory {
 
     /// Overwrites bytes of an existing region.
     pub fn write(&mut self, addr: UserAddr, bytes: &[u8]) -> Result<(), MemoryError> {
-        let unmapped = MemoryError::Unmapped {
-            addr,
-            len: bytes.len(),
-        };
-        let (start, region) = self
-            .regions
-            .range_mut(..=addr.0)
-            .next_back()
-            .ok_or(unmapped.clone())?;
+        let unmapped = MemoryError::Unmapped { addr, len: bytes.len() };
+        let (start, region) = self.regions.range_mut(..=addr.0).next_back().ok_or(unmapped.clone())?;
         let within = (addr.0 - start) as usize;
-        let end = within
-            .checked_add(bytes.len())
-            .filter(|&end| end <= region.len())
-            .ok_or(unmapped)?;
+        let end = within.checked_add(bytes.len()).filter(|&end| end <= region.len()).ok_or(unmapped)?;
         region[within..end].copy_from_slice(bytes);
         Ok(())
     }
@@ -392,20 +342,10 @@ impl SavedMemory {
 
 impl Memory for SavedMemory {
     fn read(&self, addr: UserAddr, buf: &mut [u8]) -> Result<(), MemoryError> {
-        let unmapped = || MemoryError::Unmapped {
-            addr,
-            len: buf.len(),
-        };
-        let (start, region) = self
-            .regions
-            .range(..=addr.0)
-            .next_back()
-            .ok_or_else(unmapped)?;
+        let unmapped = || MemoryError::Unmapped { addr, len: buf.len() };
+        let (start, region) = self.regions.range(..=addr.0).next_back().ok_or_else(unmapped)?;
         let within = (addr.0 - start) as usize;
-        let end = within
-            .checked_add(buf.len())
-            .filter(|&end| end <= region.len())
-            .ok_or_else(unmapped)?;
+        let end = within.checked_add(buf.len()).filter(|&end| end <= region.len()).ok_or_else(unmapped)?;
         buf.copy_from_slice(&region[within..end]);
         Ok(())
     }
@@ -424,30 +364,16 @@ mod tests {
         let value: Box<[u64; 2]> = Box::new([7, 8]);
         let addr = UserAddr((&raw const *value).expose_provenance() as u64);
         assert_eq!(own().read_u64(addr).unwrap(), 7);
-        own()
-            .write_many(&[
-                (addr.offset(8), &9_u64.to_le_bytes()),
-                (addr, &10_u64.to_le_bytes()),
-            ])
-            .unwrap();
+        own().write_many(&[(addr.offset(8), &9_u64.to_le_bytes()), (addr, &10_u64.to_le_bytes())]).unwrap();
         assert_eq!(own().read_u64(addr).unwrap(), 10);
         assert_eq!(own().read_u64(addr.offset(8)).unwrap(), 9);
     }
 
     #[test]
     fn wild_pointers_are_errors() {
-        for addr in [
-            0,
-            8,
-            0xffff_ffff_ffff_fff8,
-            0xdead_beef_dead_beef,
-            0x7fff_ffff_f000,
-        ] {
+        for addr in [0, 8, 0xffff_ffff_ffff_fff8, 0xdead_beef_dead_beef, 0x7fff_ffff_f000] {
             assert!(own().read_u64(UserAddr(addr)).is_err(), "{addr:#x}");
-            assert!(
-                CachedMemory::new(own()).read_u64(UserAddr(addr)).is_err(),
-                "{addr:#x}"
-            );
+            assert!(CachedMemory::new(own()).read_u64(UserAddr(addr)).is_err(), "{addr:#x}");
         }
     }
 
@@ -455,20 +381,14 @@ mod tests {
     fn read_only_memory_is_not_written() {
         static CONSTANT: [u8; 8] = *b"constant";
         let addr = UserAddr(CONSTANT.as_ptr().expose_provenance() as u64);
-        assert!(matches!(
-            own().write(addr, b"CONSTANT"),
-            Err(MemoryError::Unmapped { .. })
-        ));
+        assert!(matches!(own().write(addr, b"CONSTANT"), Err(MemoryError::Unmapped { .. })));
         assert_eq!(&CONSTANT, b"constant");
     }
 
     #[test]
     fn a_process_that_does_not_exist_is_gone() {
         let memory = ProcessMemory::new(Pid(0x3fff_ffff));
-        assert_eq!(
-            memory.read_u8(UserAddr(4096)),
-            Err(MemoryError::Gone { pid: memory.pid() })
-        );
+        assert_eq!(memory.read_u8(UserAddr(4096)), Err(MemoryError::Gone { pid: memory.pid() }));
     }
 
     #[test]
@@ -479,14 +399,8 @@ mod tests {
         // Not a whole page.
         saved.insert(UserAddr(0x20000), b"tail".to_vec());
         let cached = CachedMemory::with_limit(saved, 2);
-        assert_eq!(
-            cached.read_bytes(UserAddr(0x10ffe), 4).unwrap(),
-            bytes[0xffe..0x1002]
-        );
-        assert_eq!(
-            cached.read_bytes(UserAddr(0x10001), 0x2fff).unwrap(),
-            bytes[1..0x3000]
-        );
+        assert_eq!(cached.read_bytes(UserAddr(0x10ffe), 4).unwrap(), bytes[0xffe..0x1002]);
+        assert_eq!(cached.read_bytes(UserAddr(0x10001), 0x2fff).unwrap(), bytes[1..0x3000]);
         assert_eq!(cached.read_bytes(UserAddr(0x20000), 4).unwrap(), b"tail");
         assert!(cached.read_u64(UserAddr(0x20000)).is_err());
         assert!(cached.pages.borrow().len() <= 2);
@@ -507,20 +421,11 @@ mod tests {
     #[test]
     fn texts_are_bounded() {
         let mut saved = SavedMemory::new();
-        saved.insert(
-            UserAddr(0x1000),
-            [b"name\0".to_vec(), vec![b'x'; 4096]].concat(),
-        );
+        saved.insert(UserAddr(0x1000), [b"name\0".to_vec(), vec![b'x'; 4096]].concat());
         assert_eq!(saved.read_cstr(UserAddr(0x1000), 10).unwrap(), "name");
         assert_eq!(saved.read_cstr(UserAddr(0x1004), 10).unwrap(), "");
-        assert!(matches!(
-            saved.read_cstr(UserAddr(0x1005), 1000),
-            Err(MemoryError::TooLong { .. })
-        ));
+        assert!(matches!(saved.read_cstr(UserAddr(0x1005), 1000), Err(MemoryError::TooLong { .. })));
         assert!(saved.read_cstr(UserAddr(0x1005), 10_000).is_err());
-        assert!(matches!(
-            saved.read_bytes(UserAddr(0x1000), usize::MAX),
-            Err(MemoryError::TooLong { .. })
-        ));
+        assert!(matches!(saved.read_bytes(UserAddr(0x1000), usize::MAX), Err(MemoryError::TooLong { .. })));
     }
 }

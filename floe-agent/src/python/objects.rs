@@ -198,20 +198,14 @@ impl<'m> Heap<'m> {
 
     fn expect_flag(&self, object: UserAddr, flag: u64, wanted: &'static str) -> Result<()> {
         if self.flags_of(object)? & flag == 0 {
-            return Err(ObjectError::NotA {
-                wanted,
-                addr: object,
-            });
+            return Err(ObjectError::NotA { wanted, addr: object });
         }
         Ok(())
     }
 
     fn expect_type(&self, object: UserAddr, type_: UserAddr, wanted: &'static str) -> Result<()> {
         if self.type_of(object)? != type_ {
-            return Err(ObjectError::NotA {
-                wanted,
-                addr: object,
-            });
+            return Err(ObjectError::NotA { wanted, addr: object });
         }
         Ok(())
     }

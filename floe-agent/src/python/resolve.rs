@@ -60,9 +60,7 @@ pub enum ResolveError {
         inner: String,
     },
     /// Nothing that was searched holds such a function.
-    #[error(
-        "no function object with the code of {name} was found among {searched} objects of {found_in}{more}"
-    )]
+    #[error("no function object with the code of {name} was found among {searched} objects of {found_in}{more}")]
     NotReached {
         /// The name that was asked for.
         name: String,
@@ -74,9 +72,7 @@ pub enum ResolveError {
         more: &'static str,
     },
     /// The name makes no sense.
-    #[error(
-        "{name} is not a qualified name: write `function`, `Class.method` or `outer.<locals>.inner`"
-    )]
+    #[error("{name} is not a qualified name: write `function`, `Class.method` or `outer.<locals>.inner`")]
     BadName {
         /// The name.
         name: String,
@@ -181,11 +177,7 @@ pub struct Resolver<'m> {
 impl<'m> Resolver<'m> {
     /// Resolves names with `modules`, the dict `sys.modules` of an interpreter.
     pub fn new(heap: Heap<'m>, modules: UserAddr) -> Self {
-        Self {
-            heap,
-            modules,
-            known: RefCell::default(),
-        }
+        Self { heap, modules, known: RefCell::default() }
     }
 
     /// A module that is imported. `None` in `sys.modules`, which forbids an import, does not count.
@@ -204,36 +196,20 @@ impl<'m> Resolver<'m> {
     /// The names of all modules that are imported.
     pub fn module_names(&self) -> Result<Vec<String>> {
         let items = self.heap.dict(self.modules)?;
-        Ok(items
-            .iter()
-            .filter_map(|&(name, _)| self.heap.name(name).ok())
-            .collect())
+        Ok(items.iter().filter_map(|&(name, _)| self.heap.name(name).ok()).collect())
     }
 
     fn module_dict(&self, module: &str) -> Result<UserAddr> {
-        let object = self.module(module)?.ok_or_else(|| ResolveError::NoModule {
-            module: module.to_owned(),
-        })?;
+        let object = self.module(module)?.ok_or_else(|| ResolveError::NoModule { module: module.to_owned() })?;
         Ok(self.heap.module_dict(object)?)
     }
 
     /// The functions that `qualname` of `module` stands for: one, or for a nested function (`<locals>`) all that are found
     /// in the contents of the modules `found_in` (of `module` itself if that is empty).
-    pub fn resolve(
-        &self,
-        module: &str,
-        qualname: &str,
-        found_in: &[&str],
-    ) -> Result<Vec<FoundFunction>> {
-        let bad = || ResolveError::BadName {
-            name: qualname.to_owned(),
-        };
+    pub fn resolve(&self, module: &str, qualname: &str, found_in: &[&str]) -> Result<Vec<FoundFunction>> {
+        let bad = || ResolveError::BadName { name: qualname.to_owned() };
         let parts: Vec<&str> = qualname.split(".<locals>.").collect();
-        if parts.len() > MAX_PARTS
-            || parts
-                .iter()
-                .any(|part| part.is_empty() || part.split('.').any(str::is_empty))
-        {
+        if parts.len() > MAX_PARTS || parts.iter().any(|part| part.is_empty() || part.split('.').any(str::is_empty)) {
             return Err(bad());
         }
         let (outer, inner) = parts.split_first().ok_or_else(bad)?;
@@ -243,11 +219,7 @@ impl<'m> Resolver<'m> {
         }
         let codes = self.nested(found.code, qualname, outer, inner)?;
         let own = [module];
-        let roots = if found_in.is_empty() {
-            &own[..]
-        } else {
-            found_in
-        };
+        let roots = if found_in.is_empty() { &own[..] } else { found_in };
         self.reach(&codes, qualname, roots)
     }
 
@@ -261,23 +233,13 @@ impl<'m> Resolver<'m> {
         let mut graph = Graph::new(*heap, MAX_BEHIND, MAX_BEHIND_DEPTH);
         graph.push(object, 0);
         let class_name = class.map(|class| heap.type_name(class)).transpose()?;
-        let qualified = class_name
-            .as_ref()
-            .map(|class| format!(".{}.{name}", class.rsplit('.').next().unwrap_or(class)));
+        let qualified =
+            class_name.as_ref().map(|class| format!(".{}.{name}", class.rsplit('.').next().unwrap_or(class)));
         let is_wanted = |code: &Code, function: &Function| {
-            let own = code
-                .qualname
-                .clone()
-                .or_else(|| heap.name(function.qualname).ok())
-                .unwrap_or_default();
-            own == qualname
-                || qualified
-                    .as_ref()
-                    .is_some_and(|end| format!(".{own}").ends_with(end.as_str()))
+            let own = code.qualname.clone().or_else(|| heap.name(function.qualname).ok()).unwrap_or_default();
+            own == qualname || qualified.as_ref().is_some_and(|end| format!(".{own}").ends_with(end.as_str()))
         };
-        let file = heap
-            .dict_get(dict, "__file__")?
-            .and_then(|file| heap.name(file).ok());
+        let file = heap.dict_get(dict, "__file__")?.and_then(|file| heap.name(file).ok());
         let mut similar = None;
         while let Some(next) = graph.next() {
             let Ok(function) = heap.function(next) else {
@@ -308,10 +270,7 @@ impl<'m> Resolver<'m> {
                 None => break,
             }
         }
-        Err(ResolveError::NotAFunction {
-            name: format!("{module}:{qualname}"),
-            what: self.what_is(object),
-        })
+        Err(ResolveError::NotAFunction { name: format!("{module}:{qualname}"), what: self.what_is(object) })
     }
 
     fn what_is(&self, object: UserAddr) -> String {
@@ -337,41 +296,23 @@ impl<'m> Resolver<'m> {
         let mut owner = module.to_owned();
         let mut place: Option<Place> = None;
         for part in path.split('.') {
-            let missing = || ResolveError::NoAttribute {
-                owner: owner.clone(),
-                attribute: part.to_owned(),
-            };
+            let missing = || ResolveError::NoAttribute { owner: owner.clone(), attribute: part.to_owned() };
             let next = match place {
-                None => heap.dict_get(dict, part)?.map(|object| Place {
-                    object,
-                    class: None,
-                }),
-                Some(Place { object, .. }) if heap.is_type(object)? => heap
-                    .type_lookup(object, part)?
-                    .map(|(class, object)| Place {
-                        object,
-                        class: Some(class),
-                    }),
+                None => heap.dict_get(dict, part)?.map(|object| Place { object, class: None }),
+                Some(Place { object, .. }) if heap.is_type(object)? => {
+                    heap.type_lookup(object, part)?.map(|(class, object)| Place { object, class: Some(class) })
+                }
                 Some(Place { object, .. }) => match self.own_attribute(object, part)? {
-                    Some(object) => Some(Place {
-                        object,
-                        class: None,
-                    }),
-                    None => {
-                        heap.type_lookup(heap.type_of(object)?, part)?
-                            .map(|(class, object)| Place {
-                                object,
-                                class: Some(class),
-                            })
-                    }
+                    Some(object) => Some(Place { object, class: None }),
+                    None => heap
+                        .type_lookup(heap.type_of(object)?, part)?
+                        .map(|(class, object)| Place { object, class: Some(class) }),
                 },
             };
             place = Some(next.ok_or_else(missing)?);
             owner = format!("{owner}.{part}");
         }
-        place.ok_or_else(|| ResolveError::BadName {
-            name: path.to_owned(),
-        })
+        place.ok_or_else(|| ResolveError::BadName { name: path.to_owned() })
     }
 
     /// An attribute of a module, a function or an instance.
@@ -390,13 +331,7 @@ impl<'m> Resolver<'m> {
     }
 
     /// The code objects that `inner` names within a code object. There can be several: one function, defined in branches.
-    fn nested(
-        &self,
-        code: UserAddr,
-        name: &str,
-        outer: &str,
-        inner: &[&str],
-    ) -> Result<HashSet<UserAddr>> {
+    fn nested(&self, code: UserAddr, name: &str, outer: &str, inner: &[&str]) -> Result<HashSet<UserAddr>> {
         let mut codes = HashSet::from([code]);
         for part in inner.iter().flat_map(|part| part.split('.')) {
             let mut next = HashSet::new();
@@ -408,15 +343,8 @@ impl<'m> Resolver<'m> {
                 }
             }
             if next.is_empty() {
-                let inner = name
-                    .strip_prefix(outer)
-                    .unwrap_or(name)
-                    .trim_start_matches(".<locals>.")
-                    .to_owned();
-                return Err(ResolveError::NoNested {
-                    outer: outer.to_owned(),
-                    inner,
-                });
+                let inner = name.strip_prefix(outer).unwrap_or(name).trim_start_matches(".<locals>.").to_owned();
+                return Err(ResolveError::NoNested { outer: outer.to_owned(), inner });
             }
             codes = next;
         }
@@ -424,12 +352,7 @@ impl<'m> Resolver<'m> {
     }
 
     /// Searches the contents of modules for functions with one of these code objects.
-    fn reach(
-        &self,
-        codes: &HashSet<UserAddr>,
-        name: &str,
-        found_in: &[&str],
-    ) -> Result<Vec<FoundFunction>> {
+    fn reach(&self, codes: &HashSet<UserAddr>, name: &str, found_in: &[&str]) -> Result<Vec<FoundFunction>> {
         let heap = &self.heap;
         let mut graph = Graph::new(*heap, MAX_OBJECTS, MAX_DEPTH);
         let mut missing = None;
@@ -461,21 +384,12 @@ impl<'m> Resolver<'m> {
                 name: name.to_owned(),
                 searched: graph.reached(),
                 found_in: found_in.join(", "),
-                more: if graph.is_cut() {
-                    " (the search was cut off)"
-                } else {
-                    ""
-                },
+                more: if graph.is_cut() { " (the search was cut off)" } else { "" },
             }),
         }
     }
 
-    fn describe(
-        &self,
-        function: &Function,
-        class: Option<String>,
-        exact: bool,
-    ) -> Result<FoundFunction> {
+    fn describe(&self, function: &Function, class: Option<String>, exact: bool) -> Result<FoundFunction> {
         let heap = &self.heap;
         let code = heap.code(function.code)?;
         let arguments = heap.argument_names(&code)?;
@@ -487,11 +401,7 @@ impl<'m> Resolver<'m> {
             function: function.addr,
             code: function.code,
             vectorcall: function.vectorcall,
-            func_version_addr: heap
-                .layout
-                .function
-                .version
-                .map(|at| function.addr.offset(at)),
+            func_version_addr: heap.layout.function.version.map(|at| function.addr.offset(at)),
             qualname,
             line: code.firstlineno,
             code_flags: code.flags,
@@ -523,8 +433,7 @@ impl<'m> Resolver<'m> {
                     () if type_ == heap.types.method_descriptor => l.method_descriptor_method,
                     () => {
                         let name = format!("{module}:{path}");
-                        let what =
-                            format!("{}, and no function written in C", self.what_is(object));
+                        let what = format!("{}, and no function written in C", self.what_is(object));
                         return Err(ResolveError::NotAFunction { name, what });
                     }
                 };
@@ -576,15 +485,9 @@ impl<'m> Resolver<'m> {
         let dict = self.module_dict(module)?;
         let Place { object, .. } = self.attribute(module, dict, path)?;
         if heap.type_of(object)? != heap.types.capsule {
-            return Err(ObjectError::NotA {
-                wanted: "capsule",
-                addr: object,
-            }
-            .into());
+            return Err(ObjectError::NotA { wanted: "capsule", addr: object }.into());
         }
-        Ok(heap
-            .mem
-            .read_ptr(object.offset(heap.layout.small.capsule_pointer))?)
+        Ok(heap.mem.read_ptr(object.offset(heap.layout.small.capsule_pointer))?)
     }
 
     /// A str that a module holds, such as `dbt.version` and `__version__`.
@@ -602,20 +505,12 @@ impl<'m> Resolver<'m> {
 
     /// The implementations of `method` in a class and all its subclasses that are alive, each function once. Abstract and
     /// inherited ones count where they are defined.
-    pub fn implementations(
-        &self,
-        module: &str,
-        class: &str,
-        method: &str,
-    ) -> Result<Vec<FoundFunction>> {
+    pub fn implementations(&self, module: &str, class: &str, method: &str) -> Result<Vec<FoundFunction>> {
         let heap = &self.heap;
         let dict = self.module_dict(module)?;
         let Place { object, .. } = self.attribute(module, dict, class)?;
         if !heap.is_type(object)? {
-            return Err(ResolveError::NotAFunction {
-                name: format!("{module}:{class}"),
-                what: self.what_is(object),
-            });
+            return Err(ResolveError::NotAFunction { name: format!("{module}:{class}"), what: self.what_is(object) });
         }
         let mut classes = VecDeque::from([object]);
         let mut seen = HashSet::from([object]);

@@ -68,9 +68,7 @@ impl Heap<'_> {
         self.mem.read(object, &mut buf[..len])?;
         let field = |at: u64| {
             let at = at as usize;
-            UserAddr(u64::from_le_bytes(
-                buf[at..at + 8].try_into().expect("eight bytes"),
-            ))
+            UserAddr(u64::from_le_bytes(buf[at..at + 8].try_into().expect("eight bytes")))
         };
         Ok(Function {
             addr: object,
@@ -84,13 +82,9 @@ impl Heap<'_> {
             kwdefaults: field(l.kwdefaults),
             closure: field(l.closure),
             vectorcall: field(l.vectorcall),
-            version: l.version.map(|at| {
-                u32::from_le_bytes(
-                    buf[at as usize..at as usize + 4]
-                        .try_into()
-                        .expect("four bytes"),
-                )
-            }),
+            version: l
+                .version
+                .map(|at| u32::from_le_bytes(buf[at as usize..at as usize + 4].try_into().expect("four bytes"))),
         })
     }
 
@@ -101,10 +95,7 @@ impl Heap<'_> {
         Ok(Code {
             addr: object,
             name: self.name(self.ptr(object, l.name)?)?,
-            qualname: l
-                .qualname
-                .map(|at| self.name(self.ptr(object, at)?))
-                .transpose()?,
+            qualname: l.qualname.map(|at| self.name(self.ptr(object, at)?)).transpose()?,
             filename: self.name(self.ptr(object, l.filename)?)?,
             flags: self.mem.read_u32(object.offset(l.flags))?,
             firstlineno: self.mem.read_i32(object.offset(l.firstlineno))?,
@@ -125,30 +116,20 @@ impl Heap<'_> {
     pub fn argument_names(&self, code: &Code) -> Result<Vec<String>> {
         let names = self.tuple(code.varnames)?;
         let count = (code.argcount as usize).saturating_add(code.kwonlyargcount as usize);
-        names
-            .iter()
-            .take(count)
-            .map(|&name| self.name(name))
-            .collect()
+        names.iter().take(count).map(|&name| self.name(name)).collect()
     }
 
     /// The code objects among the constants of a code object: its nested functions and classes.
     pub fn nested_code(&self, code: UserAddr) -> Result<Vec<UserAddr>> {
         self.expect_type(code, self.types.code, "code object")?;
         let consts = self.tuple(self.ptr(code, self.layout.code.consts)?)?;
-        Ok(consts
-            .into_iter()
-            .filter(|&object| self.type_of(object).is_ok_and(|t| t == self.types.code))
-            .collect())
+        Ok(consts.into_iter().filter(|&object| self.type_of(object).is_ok_and(|t| t == self.types.code)).collect())
     }
 
     /// The dict of a module. Modules may be of subclasses (lazy modules).
     pub fn module_dict(&self, module: UserAddr) -> Result<UserAddr> {
         if !self.is_instance(module, self.types.module)? {
-            return Err(ObjectError::NotA {
-                wanted: "module",
-                addr: module,
-            });
+            return Err(ObjectError::NotA { wanted: "module", addr: module });
         }
         self.ptr(module, self.layout.small.module_dict)
     }
@@ -197,9 +178,7 @@ impl Heap<'_> {
             }
         }
         if self.is_partial(type_)? {
-            return Ok(
-                Some(self.ptr(object, l.partial_func)?).filter(|callable| !callable.is_null())
-            );
+            return Ok(Some(self.ptr(object, l.partial_func)?).filter(|callable| !callable.is_null()));
         }
         Ok(None)
     }

@@ -33,23 +33,13 @@ pub(super) enum Values {
 impl Heap<'_> {
     fn pointers(&self, start: UserAddr, count: usize) -> Result<Vec<UserAddr>> {
         let bytes = self.mem.read_bytes(start, count * 8)?;
-        Ok(bytes
-            .as_chunks::<8>()
-            .0
-            .iter()
-            .map(|&b| UserAddr(u64::from_le_bytes(b)))
-            .collect())
+        Ok(bytes.as_chunks::<8>().0.iter().map(|&b| UserAddr(u64::from_le_bytes(b))).collect())
     }
 
     fn count(&self, object: UserAddr, what: &'static str) -> Result<usize> {
         let len = self.mem.read_u64(object.offset(OB_SIZE))?;
         if len > MAX_ITEMS as u64 {
-            return Err(ObjectError::TooLarge {
-                what,
-                addr: object,
-                len,
-                limit: MAX_ITEMS,
-            });
+            return Err(ObjectError::TooLarge { what, addr: object, len, limit: MAX_ITEMS });
         }
         Ok(len as usize)
     }
@@ -72,25 +62,12 @@ impl Heap<'_> {
         self.pointers(start, count)
     }
 
-    pub(super) fn entries(
-        &self,
-        keys: UserAddr,
-        values: Option<UserAddr>,
-        what: UserAddr,
-    ) -> Result<Entries> {
+    pub(super) fn entries(&self, keys: UserAddr, values: Option<UserAddr>, what: UserAddr) -> Result<Entries> {
         let l = &self.layout.dict;
-        let odd = ObjectError::Odd {
-            what: "dict",
-            addr: what,
-        };
+        let odd = ObjectError::Odd { what: "dict", addr: what };
         let nentries = self.mem.read_u64(keys.offset(l.nentries))?;
         if nentries > MAX_DICT_ENTRIES as u64 {
-            return Err(ObjectError::TooLarge {
-                what: "dict",
-                addr: what,
-                len: nentries,
-                limit: MAX_DICT_ENTRIES,
-            });
+            return Err(ObjectError::TooLarge { what: "dict", addr: what, len: nentries, limit: MAX_DICT_ENTRIES });
         }
         let (indices, general) = match l.style {
             KeysStyle::Size { size } => {
@@ -103,10 +80,7 @@ impl Heap<'_> {
                 };
                 (size * width, true)
             }
-            KeysStyle::Log2 {
-                log2_index_bytes,
-                kind,
-            } => {
+            KeysStyle::Log2 { log2_index_bytes, kind } => {
                 let log2 = self.mem.read_u8(keys.offset(log2_index_bytes))?;
                 if log2 > 40 {
                     return Err(odd);
@@ -133,9 +107,7 @@ impl Heap<'_> {
             count,
             stride: if general { 24 } else { 16 },
             key: if general { 8 } else { 0 },
-            values: values.map_or(Values::InEntry(in_entry), |values| {
-                Values::Array(values.offset(l.values_items))
-            }),
+            values: values.map_or(Values::InEntry(in_entry), |values| Values::Array(values.offset(l.values_items))),
         })
     }
 
@@ -146,11 +118,8 @@ impl Heap<'_> {
         mut visit: impl FnMut(UserAddr, UserAddr) -> ControlFlow<T>,
     ) -> Result<Option<T>> {
         const CHUNK: usize = 128;
-        let word = |bytes: &[u8], at: usize| {
-            UserAddr(u64::from_le_bytes(
-                bytes[at..at + 8].try_into().expect("eight bytes"),
-            ))
-        };
+        let word =
+            |bytes: &[u8], at: usize| UserAddr(u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes")));
         let mut buf = [0; CHUNK * 24];
         let mut value_buf = [0; CHUNK * 8];
         let mut done = 0;
@@ -161,11 +130,9 @@ impl Heap<'_> {
                 Order::NewestFirst => entries.count - done - count,
             };
             let chunk = &mut buf[..count * entries.stride];
-            self.mem
-                .read(entries.start.offset((first * entries.stride) as u64), chunk)?;
+            self.mem.read(entries.start.offset((first * entries.stride) as u64), chunk)?;
             if let Values::Array(values) = entries.values {
-                self.mem
-                    .read(values.offset(8 * first as u64), &mut value_buf[..count * 8])?;
+                self.mem.read(values.offset(8 * first as u64), &mut value_buf[..count * 8])?;
             }
             for step in 0..count {
                 let i = match order {
@@ -218,26 +185,14 @@ impl Heap<'_> {
     /// The value under a str key.
     pub fn dict_get(&self, dict: UserAddr, wanted: &str) -> Result<Option<UserAddr>> {
         self.dict_walk(dict, |key, value| {
-            if self.str_is(key, wanted) {
-                ControlFlow::Break(value)
-            } else {
-                ControlFlow::Continue(())
-            }
+            if self.str_is(key, wanted) { ControlFlow::Break(value) } else { ControlFlow::Continue(()) }
         })
     }
 
     /// The value under a str key that was probably inserted last: a module that has just been imported.
     pub fn dict_get_newest(&self, dict: UserAddr, wanted: &str) -> Result<Option<UserAddr>> {
-        self.walk(
-            self.dict_entries(dict)?,
-            Order::NewestFirst,
-            |key, value| {
-                if self.str_is(key, wanted) {
-                    ControlFlow::Break(value)
-                } else {
-                    ControlFlow::Continue(())
-                }
-            },
-        )
+        self.walk(self.dict_entries(dict)?, Order::NewestFirst, |key, value| {
+            if self.str_is(key, wanted) { ControlFlow::Break(value) } else { ControlFlow::Continue(()) }
+        })
     }
 }

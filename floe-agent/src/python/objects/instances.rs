@@ -51,11 +51,7 @@ impl Heap<'_> {
             u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
         };
         let flags = field(l.flags);
-        let cached_keys = if flags & type_flags::HEAPTYPE == 0 {
-            UserAddr(0)
-        } else {
-            self.ptr(addr, l.cached_keys)?
-        };
+        let cached_keys = if flags & type_flags::HEAPTYPE == 0 { UserAddr(0) } else { self.ptr(addr, l.cached_keys)? };
         Ok(TypeInfo {
             addr,
             flags,
@@ -84,22 +80,13 @@ impl Heap<'_> {
         let mro = self.tuple(info.mro)?;
         if mro.len() > MAX_MRO {
             let len = mro.len() as u64;
-            return Err(ObjectError::TooLarge {
-                what: "method resolution order",
-                addr: info.mro,
-                len,
-                limit: MAX_MRO,
-            });
+            return Err(ObjectError::TooLarge { what: "method resolution order", addr: info.mro, len, limit: MAX_MRO });
         }
         Ok(mro)
     }
 
     /// Looks an attribute of a class up: the class that defines it, and its value there.
-    pub fn type_lookup(
-        &self,
-        type_: UserAddr,
-        wanted: &str,
-    ) -> Result<Option<(UserAddr, UserAddr)>> {
+    pub fn type_lookup(&self, type_: UserAddr, wanted: &str) -> Result<Option<(UserAddr, UserAddr)>> {
         let info = self.type_info(type_)?;
         for class in self.mro(&info)? {
             let dict = self.ptr(class, self.layout.type_.dict)?;
@@ -122,8 +109,7 @@ impl Heap<'_> {
         let mut classes = Vec::new();
         for (_, reference) in self.dict(dict)? {
             let class = self.ptr(reference, self.layout.small.weakref_object)?;
-            if !class.is_null() && class != self.types.none && self.is_type(class).unwrap_or(false)
-            {
+            if !class.is_null() && class != self.types.none && self.is_type(class).unwrap_or(false) {
                 classes.push(class);
             }
         }
@@ -134,11 +120,7 @@ impl Heap<'_> {
         const DICT: u64 = 24;
         const VALUES: u64 = 32;
         let dict_at = |dict: UserAddr| {
-            if dict.is_null() {
-                Attributes::None
-            } else {
-                Attributes::Dict(dict)
-            }
+            if dict.is_null() { Attributes::None } else { Attributes::Dict(dict) }
         };
         let managed = info.has(type_flags::MANAGED_DICT) && !info.cached_keys.is_null();
         let inline = |values: UserAddr| -> Result<Attributes> {
@@ -164,9 +146,7 @@ impl Heap<'_> {
                 Ok(dict_at(UserAddr(word)))
             }
             InstanceStyle::InlineHeader if managed => inline(object.offset(OBJECT_HEADER)),
-            InstanceStyle::InlineBasicsize if managed => {
-                inline(object.offset(info.basicsize as u64))
-            }
+            InstanceStyle::InlineBasicsize if managed => inline(object.offset(info.basicsize as u64)),
             _ => {
                 let offset = if info.dictoffset >= 0 {
                     info.dictoffset
@@ -177,10 +157,7 @@ impl Heap<'_> {
                         .and_then(|size| size.checked_mul(info.itemsize))
                         .and_then(|size| size.checked_add(info.basicsize))
                         .and_then(|size| size.checked_add(7))
-                        .ok_or(ObjectError::Odd {
-                            what: "instance",
-                            addr: object,
-                        })?
+                        .ok_or(ObjectError::Odd { what: "instance", addr: object })?
                         & !7;
                     end.wrapping_add(info.dictoffset)
                 };
@@ -209,11 +186,7 @@ impl Heap<'_> {
     }
 
     /// The attributes in an instance's own dict, whatever form that has; slots are not among them.
-    pub fn instance_dict(
-        &self,
-        object: UserAddr,
-        info: &TypeInfo,
-    ) -> Result<Vec<(UserAddr, UserAddr)>> {
+    pub fn instance_dict(&self, object: UserAddr, info: &TypeInfo) -> Result<Vec<(UserAddr, UserAddr)>> {
         let mut items = Vec::new();
         self.attributes_walk(object, info, |key, value| {
             items.push((key, value));
@@ -227,11 +200,7 @@ impl Heap<'_> {
         let type_ = self.type_of(object)?;
         let info = self.type_info(type_)?;
         let found = self.attributes_walk(object, &info, |key, value| {
-            if self.str_is(key, wanted) {
-                ControlFlow::Break(value)
-            } else {
-                ControlFlow::Continue(())
-            }
+            if self.str_is(key, wanted) { ControlFlow::Break(value) } else { ControlFlow::Continue(()) }
         })?;
         if found.is_some() {
             return Ok(found);

@@ -19,27 +19,16 @@ const CLASS: UserAddr = UserAddr(0x5000);
 
 impl Builder {
     fn new(layout: &'static PyLayout) -> Self {
-        let mut types = CoreTypes {
-            str: UserAddr(0x1000),
-            ..CoreTypes::default()
-        };
+        let mut types = CoreTypes { str: UserAddr(0x1000), ..CoreTypes::default() };
         types.code = UserAddr(0x6000);
         types.module = UserAddr(0x7000);
-        let mut this = Self {
-            mem: SavedMemory::new(),
-            layout,
-            types,
-            next: 0x10_0000,
-        };
+        let mut this = Self { mem: SavedMemory::new(), layout, types, next: 0x10_0000 };
         for (addr, flags) in [
             (types.str, type_flags::STR),
             (DICT, type_flags::DICT),
             (TUPLE, type_flags::TUPLE),
             (INT, type_flags::LONG),
-            (
-                CLASS,
-                type_flags::HEAPTYPE | type_flags::MANAGED_DICT | type_flags::INLINE_VALUES,
-            ),
+            (CLASS, type_flags::HEAPTYPE | type_flags::MANAGED_DICT | type_flags::INLINE_VALUES),
             (types.code, 0),
             (types.module, 0),
         ] {
@@ -55,9 +44,7 @@ impl Builder {
     }
 
     fn set(&mut self, addr: UserAddr, offset: u64, value: u64) {
-        self.mem
-            .write(addr.offset(offset), &value.to_le_bytes())
-            .unwrap();
+        self.mem.write(addr.offset(offset), &value.to_le_bytes()).unwrap();
     }
 
     fn block(&mut self, size: usize) -> UserAddr {
@@ -77,12 +64,8 @@ impl Builder {
         let l = self.layout.str;
         let addr = self.object(self.types.str, l.ascii_data as usize + text.len() + 1);
         self.set(addr, l.length, text.len() as u64);
-        self.mem
-            .write(addr.offset(l.state), &[0x64, 0, 0, 0])
-            .unwrap();
-        self.mem
-            .write(addr.offset(l.ascii_data), text.as_bytes())
-            .unwrap();
+        self.mem.write(addr.offset(l.state), &[0x64, 0, 0, 0]).unwrap();
+        self.mem.write(addr.offset(l.ascii_data), text.as_bytes()).unwrap();
         addr
     }
 
@@ -96,14 +79,9 @@ impl Builder {
                 self.set(addr, size, 0x100);
                 0x200
             }
-            KeysStyle::Log2 {
-                log2_index_bytes,
-                kind,
-            } => {
+            KeysStyle::Log2 { log2_index_bytes, kind } => {
                 self.mem.write(addr.offset(log2_index_bytes), &[4]).unwrap();
-                self.mem
-                    .write(addr.offset(kind), &[u8::from(!general)])
-                    .unwrap();
+                self.mem.write(addr.offset(kind), &[u8::from(!general)]).unwrap();
                 16
             }
         };
@@ -130,20 +108,11 @@ fn texts_dicts_and_tuples_are_read_in_every_layout() {
         let mut b = Builder::new(layout);
         let (one, two) = (b.text("one"), b.text("two"));
         assert_eq!(b.heap().name(one).unwrap(), "one", "{}", layout.version);
-        assert!(
-            b.heap().str_is(two, "two")
-                && !b.heap().str_is(two, "tw")
-                && !b.heap().str_is(two, "twos")
-        );
+        assert!(b.heap().str_is(two, "two") && !b.heap().str_is(two, "tw") && !b.heap().str_is(two, "twos"));
         for general in [false, true] {
             let keys = b.keys(&[(one, two), (UserAddr(0), one), (two, one)], general);
             let dict = b.dict(keys);
-            assert_eq!(
-                b.heap().dict(dict).unwrap(),
-                [(one, two), (two, one)],
-                "{}",
-                layout.version
-            );
+            assert_eq!(b.heap().dict(dict).unwrap(), [(one, two), (two, one)], "{}", layout.version);
             assert_eq!(b.heap().dict_get(dict, "two").unwrap(), Some(one));
             assert_eq!(b.heap().dict_get_newest(dict, "one").unwrap(), Some(two));
             assert_eq!(b.heap().dict_get(dict, "three").unwrap(), None);
@@ -152,12 +121,7 @@ fn texts_dicts_and_tuples_are_read_in_every_layout() {
         b.set(tuple, OB_SIZE, 2);
         b.set(tuple, layout.small.tuple_items, one.0);
         b.set(tuple, layout.small.tuple_items + 8, two.0);
-        assert_eq!(
-            b.heap().tuple(tuple).unwrap(),
-            [one, two],
-            "{}",
-            layout.version
-        );
+        assert_eq!(b.heap().tuple(tuple).unwrap(), [one, two], "{}", layout.version);
     }
 }
 
@@ -185,19 +149,11 @@ fn what_a_process_lies_about_is_an_error() {
         let dict = b.dict(keys);
         match layout.dict.style {
             KeysStyle::Size { size } => b.set(keys, size, u64::MAX),
-            KeysStyle::Log2 {
-                log2_index_bytes, ..
-            } => {
+            KeysStyle::Log2 { log2_index_bytes, .. } => {
                 b.mem.write(keys.offset(log2_index_bytes), &[255]).unwrap();
             }
         }
-        assert_eq!(
-            b.heap().dict(dict),
-            Err(ObjectError::Odd {
-                what: "dict",
-                addr: dict
-            })
-        );
+        assert_eq!(b.heap().dict(dict), Err(ObjectError::Odd { what: "dict", addr: dict }));
     }
 }
 
@@ -218,33 +174,19 @@ fn a_class_that_is_its_own_base_ends() {
 #[test]
 fn values_never_go_beyond_the_room_for_them() {
     // 3.13: the header of the values says how many there is room for; the keys may have more entries by now.
-    let layout = PyLayout::all()
-        .iter()
-        .find(|l| l.instance == InstanceStyle::InlineHeader)
-        .unwrap();
+    let layout = PyLayout::all().iter().find(|l| l.instance == InstanceStyle::InlineHeader).unwrap();
     let mut b = Builder::new(layout);
     let names: Vec<_> = (0..3).map(|i| b.text(&format!("name{i}"))).collect();
-    let keys = b.keys(
-        &names
-            .iter()
-            .map(|&name| (name, UserAddr(0)))
-            .collect::<Vec<_>>(),
-        false,
-    );
+    let keys = b.keys(&names.iter().map(|&name| (name, UserAddr(0))).collect::<Vec<_>>(), false);
     b.set(CLASS, layout.type_.cached_keys, keys.0);
     let block = b.block(32 + 16 + 8 + 16);
     let object = block.offset(32);
     b.set(object, OB_TYPE, CLASS.0);
     // capacity 2, size 2, embedded, valid
-    b.mem
-        .write(object.offset(OBJECT_HEADER), &[2, 2, 1, 1])
-        .unwrap();
+    b.mem.write(object.offset(OBJECT_HEADER), &[2, 2, 1, 1]).unwrap();
     b.set(object, OBJECT_HEADER + 8, names[0].0);
     b.set(object, OBJECT_HEADER + 16, names[1].0);
-    assert_eq!(
-        b.heap().instance_attribute(object, "name1").unwrap(),
-        Some(names[1])
-    );
+    assert_eq!(b.heap().instance_attribute(object, "name1").unwrap(), Some(names[1]));
     let info = b.heap().type_info(CLASS).unwrap();
     assert_eq!(b.heap().instance_dict(object, &info).unwrap().len(), 2);
     // Not valid: the dict counts, and there is none.

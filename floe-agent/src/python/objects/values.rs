@@ -24,10 +24,7 @@ impl Heap<'_> {
         let width = match (state >> 2) & 7 {
             width @ (1 | 2 | 4) => width as usize,
             _ => {
-                return Err(ObjectError::Odd {
-                    what: "str",
-                    addr: object,
-                });
+                return Err(ObjectError::Odd { what: "str", addr: object });
             }
         };
         let data = match (compact, ascii) {
@@ -45,18 +42,13 @@ impl Heap<'_> {
                 .as_chunks::<2>()
                 .0
                 .iter()
-                .map(|&b| {
-                    char::from_u32(u16::from_le_bytes(b).into())
-                        .unwrap_or(char::REPLACEMENT_CHARACTER)
-                })
+                .map(|&b| char::from_u32(u16::from_le_bytes(b).into()).unwrap_or(char::REPLACEMENT_CHARACTER))
                 .collect(),
             _ => bytes
                 .as_chunks::<4>()
                 .0
                 .iter()
-                .map(|&b| {
-                    char::from_u32(u32::from_le_bytes(b)).unwrap_or(char::REPLACEMENT_CHARACTER)
-                })
+                .map(|&b| char::from_u32(u32::from_le_bytes(b)).unwrap_or(char::REPLACEMENT_CHARACTER))
                 .collect(),
         };
         Ok(Text { text, cut })
@@ -67,12 +59,7 @@ impl Heap<'_> {
         let Text { text, cut } = self.text(object, MAX_NAME)?;
         if cut {
             let len = self.mem.read_u64(object.offset(self.layout.str.length))?;
-            return Err(ObjectError::TooLarge {
-                what: "str",
-                addr: object,
-                len,
-                limit: MAX_NAME,
-            });
+            return Err(ObjectError::TooLarge { what: "str", addr: object, len, limit: MAX_NAME });
         }
         Ok(text)
     }
@@ -83,10 +70,7 @@ impl Heap<'_> {
         let l = &self.layout.str;
         let data = l.ascii_data as usize;
         let len = data + wanted.len();
-        let whole = || {
-            self.text(object, wanted.chars().count())
-                .is_ok_and(|read| !read.cut && read.text == wanted)
-        };
+        let whole = || self.text(object, wanted.chars().count()).is_ok_and(|read| !read.cut && read.text == wanted);
         if !wanted.is_ascii() || len > ROOM {
             return whole();
         }
@@ -94,13 +78,7 @@ impl Heap<'_> {
         if self.mem.read(object, &mut buf[..len]).is_err() {
             return false; // shorter, or a subclass at the end of a mapping
         }
-        let u64_at = |at: u64| {
-            u64::from_le_bytes(
-                buf[at as usize..at as usize + 8]
-                    .try_into()
-                    .expect("eight bytes"),
-            )
-        };
+        let u64_at = |at: u64| u64::from_le_bytes(buf[at as usize..at as usize + 8].try_into().expect("eight bytes"));
         if u64_at(l.length) != wanted.len() as u64 {
             return false;
         }
@@ -119,12 +97,7 @@ impl Heap<'_> {
             IntStyle::LvTag => (head & 3 == 2, head >> 3),
         };
         if digits > 3 {
-            return Err(ObjectError::TooLarge {
-                what: "int",
-                addr: object,
-                len: digits,
-                limit: 3,
-            });
+            return Err(ObjectError::TooLarge { what: "int", addr: object, len: digits, limit: 3 });
         }
         let mut value: i128 = 0;
         for i in 0..digits {
@@ -132,21 +105,13 @@ impl Heap<'_> {
             value |= i128::from(digit) << (30 * i);
         }
         let value = if negative { -value } else { value };
-        i64::try_from(value).map_err(|_| ObjectError::TooLarge {
-            what: "int",
-            addr: object,
-            len: digits,
-            limit: 3,
-        })
+        i64::try_from(value).map_err(|_| ObjectError::TooLarge { what: "int", addr: object, len: digits, limit: 3 })
     }
 
     /// A float.
     pub fn float(&self, object: UserAddr) -> Result<f64> {
         self.expect_type(object, self.types.float, "float")?;
-        Ok(f64::from_bits(
-            self.mem
-                .read_u64(object.offset(self.layout.small.float_value))?,
-        ))
+        Ok(f64::from_bits(self.mem.read_u64(object.offset(self.layout.small.float_value))?))
     }
 
     /// The bytes of a bytes object of at most `limit` bytes.
@@ -154,15 +119,8 @@ impl Heap<'_> {
         self.expect_flag(object, type_flags::BYTES, "bytes")?;
         let len = self.mem.read_u64(object.offset(OB_SIZE))?;
         if len > limit as u64 {
-            return Err(ObjectError::TooLarge {
-                what: "bytes object",
-                addr: object,
-                len,
-                limit,
-            });
+            return Err(ObjectError::TooLarge { what: "bytes object", addr: object, len, limit });
         }
-        Ok(self
-            .mem
-            .read_bytes(object.offset(self.layout.small.bytes_data), len as usize)?)
+        Ok(self.mem.read_bytes(object.offset(self.layout.small.bytes_data), len as usize)?)
     }
 }
