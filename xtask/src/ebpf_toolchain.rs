@@ -105,9 +105,9 @@ fn output(command: &mut Command) -> Option<String> {
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// The version in `rustc 1.97.0-nightly (…)`, `bpf-linker 0.13.0`.
-fn parse_version(text: &str) -> Option<(u32, u32, u32)> {
-    let mut numbers = text.split_whitespace().nth(1)?.split(['.', '-']).map(str::parse);
+/// The version in `rustc 1.97.0-nightly (…)`, `bpf-linker 0.13.0`, `Candidate: 1.96.0+dfsg1-1~deb12u2`.
+pub fn parse_version(text: &str) -> Option<(u32, u32, u32)> {
+    let mut numbers = text.split_whitespace().nth(1)?.split(|c: char| !c.is_ascii_digit()).map(str::parse);
     let mut next = || numbers.next()?.ok();
     Some((next()?, next()?, next()?))
 }
