@@ -47,6 +47,9 @@ macro_rules! shared {
         #[derive(Clone, Copy, Debug)]
         #[cfg_attr(feature = "user", derive(bytemuck::Pod, bytemuck::Zeroable))]
         pub struct $name { $($body)* }
+        // SAFETY: `#[repr(C)]`, plain integers, no padding (bytemuck's derive checks it).
+        #[cfg(feature = "user")]
+        unsafe impl aya::Pod for $name {}
         const _: () = assert!(core::mem::size_of::<$name>() == $size);
     };
 }
@@ -87,10 +90,8 @@ pub mod process_flags {
     pub const READY: u32 = 2;
     /// The process switches C stacks: nothing is armed in it any more, and nothing will be.
     pub const SWITCHES_STACKS: u32 = 4;
-    /// User space waits for a thread of this process that holds the GIL.
-    pub const RENDEZVOUS: u32 = 8;
     /// `eval_frame` is set (3.11): changes of the recursion limit and of stack sizes are reported.
-    pub const GUARD_STACK: u32 = 16;
+    pub const GUARD_STACK: u32 = 8;
 }
 
 shared! {
@@ -150,6 +151,11 @@ shared! {
     }
 }
 
+/// `arg` of [`op::LOAD`]: the interpreter's offset of `PyFunctionObject.func_globals`.
+pub const LOAD_FUNC_GLOBALS: u32 = u32::MAX - 1;
+/// `arg` of [`op::LOAD`]: the interpreter's offset of `PyBaseExceptionObject.args`.
+pub const LOAD_EXCEPTION_ARGS: u32 = u32::MAX - 2;
+
 /// Operation codes of the capture machine.
 pub mod op {
     /// `dst` = positional argument `arg` (`u32::MAX`: none), else the keyword argument named by key `hop - 1` (0: none).
@@ -166,7 +172,7 @@ pub mod op {
     pub const KEY: u8 = 6;
     /// `dst` = item `arg` of the tuple or list `src`.
     pub const ITEM: u8 = 7;
-    /// `dst` = the pointer at `src + arg`.
+    /// `dst` = the pointer at `src + arg`; `arg` may be [`super::LOAD_FUNC_GLOBALS`] or [`super::LOAD_EXCEPTION_ARGS`].
     pub const LOAD: u8 = 8;
     /// `dst` = the type of `src`.
     pub const TYPE: u8 = 9;
@@ -251,8 +257,12 @@ shared! {
         pub tstate_exception_type: u16,
         /// `PyDictObject.ma_used`.
         pub dict_used: u16,
+        /// `PyFunctionObject.func_globals`.
+        pub function_globals: u16,
+        /// `PyBaseExceptionObject.args`.
+        pub exception_args: u16,
         /// Not used.
-        pub reserved: [u16; 9],
+        pub reserved: [u16; 7],
     }
 }
 

@@ -1,1 +1,339 @@
 //! What to probe: packs, their schema, and their compilation to capture plans.
+//!
+//! A pack is YAML ([`pack`]); a probe may also come from the command line ([`notation`]). Both become [`Probe`]s, whose
+//! paths ([`path`]) are compiled to plans for the kernel side ([`plan`]). Nothing else in the agent knows a framework.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+pub mod notation;
+pub mod pack;
+pub mod path;
+pub mod plan;
+pub mod probe;
+pub mod template;
+pub mod version;
+
+pub use pack::{Pack, PackError, Versions};
+pub use plan::{PlanError, PlanRef, Plans, ProbePlans};
+pub use probe::{Attribute, Kind, Moment, Probe, Role, SpanRule, StatusRule, Target};
+
+use crate::units::ProbeId;
+
+/// The packs in the binary: file name and text.
+const EMBEDDED: &[(&str, &str)] = &[("packs/dbt.yaml", include_str!("packs/dbt.yaml"))];
+
+/// The pack name of probes that come from the command line.
+pub const COMMAND_LINE: &str = "command line";
+
+/// The loaded probes and their plans.
+#[derive(Clone, Debug)]
+pub struct Catalogue {
+    packs: Vec<Pack>,
+    probes: Vec<Probe>,
+    plans: Plans,
+    by_module: BTreeMap<String, Vec<ProbeId>>,
+}
+
+/// Probes that cannot be loaded.
+#[derive(Debug, Error)]
+pub enum CatalogueError {
+    /// A pack.
+    #[error(transparent)]
+    Pack(#[from] PackError),
+    /// A probe on the command line.
+    #[error("--probe '{text}': {source}")]
+    Notation {
+        /// As it was written.
+        text: String,
+        /// What is wrong.
+        source: notation::NotationError,
+    },
+    /// Two probes on one function.
+    #[error("two probes on `{target}`: {first} and {second}; remove one")]
+    Twice {
+        /// The function.
+        target: String,
+        /// One probe.
+        first: String,
+        /// The other probe.
+        second: String,
+    },
+    /// They do not fit the kernel side.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+}
+
+impl Catalogue {
+    /// The packs of the binary.
+    pub fn embedded() -> Result<Self, CatalogueError> {
+        Self::load(&[], &[])
+    }
+
+    /// The packs of the binary, those in `files` (a pack with a known name replaces it), and the probes that were
+    /// given on the command line.
+    pub fn load(files: &[PathBuf], probes: &[String]) -> Result<Self, CatalogueError> {
+        let mut texts: Vec<(String, String)> = EMBEDDED
+            .iter()
+            .map(|(file, text)| ((*file).to_owned(), (*text).to_owned()))
+            .collect();
+        for file in files {
+            let text = std::fs::read_to_string(file).map_err(|source| PackError::Read {
+                file: file.clone(),
+                source,
+            })?;
+            texts.push((file.display().to_string(), text));
+        }
+        Self::from_texts(&texts, probes)
+    }
+
+    /// A catalogue of only these probes, in the notation of the command line.
+    pub fn of_probes(probes: &[String]) -> Result<Self, CatalogueError> {
+        Self::from_texts(&[], probes)
+    }
+
+    fn from_texts(texts: &[(String, String)], probes: &[String]) -> Result<Self, CatalogueError> {
+        let mut packs: Vec<(Pack, Vec<Probe>)> = Vec::new();
+        for (file, text) in texts {
+            let pack = pack::parse(file, text, 0)?;
+            packs.retain(|(known, _)| known.name != pack.0.name);
+            packs.push(pack);
+        }
+        let mut all: Vec<Probe> = Vec::new();
+        let mut names = Vec::new();
+        for (pack, probes) in packs {
+            let first = all.len() as u32;
+            all.extend(probes.into_iter().map(|mut probe| {
+                if let Kind::PairEnd { begin } = &mut probe.kind {
+                    begin.0 += first;
+                }
+                probe
+            }));
+            names.push(pack);
+        }
+        for text in probes {
+            let probe = notation::parse(text).map_err(|source| CatalogueError::Notation {
+                text: text.clone(),
+                source,
+            })?;
+            all.push(probe);
+        }
+        Self::new(names, all)
+    }
+
+    fn new(packs: Vec<Pack>, probes: Vec<Probe>) -> Result<Self, CatalogueError> {
+        let mut targets: HashMap<&Target, &Probe> = HashMap::new();
+        let mut by_module: BTreeMap<String, Vec<ProbeId>> = BTreeMap::new();
+        for (index, probe) in probes.iter().enumerate() {
+            if let Some(first) = targets.insert(&probe.target, probe) {
+                let describe = |probe: &Probe| format!("`{}` ({})", probe.name, probe.pack);
+                return Err(CatalogueError::Twice {
+                    target: probe.target.to_string(),
+                    first: describe(first),
+                    second: describe(probe),
+                });
+            }
+            for module in probe.modules().collect::<BTreeSet<_>>() {
+                by_module
+                    .entry(module.to_owned())
+                    .or_default()
+                    .push(ProbeId(index as u32));
+            }
+        }
+        let plans = plan::compile(&probes)?;
+        Ok(Self {
+            packs,
+            probes,
+            plans,
+            by_module,
+        })
+    }
+
+    /// All probes; the index is the [`ProbeId`].
+    pub fn probes(&self) -> &[Probe] {
+        &self.probes
+    }
+
+    /// A probe.
+    pub fn probe(&self, id: ProbeId) -> Option<&Probe> {
+        self.probes.get(id.0 as usize)
+    }
+
+    /// The packs.
+    pub fn packs(&self) -> &[Pack] {
+        &self.packs
+    }
+
+    /// The compiled plans.
+    pub fn plans(&self) -> &Plans {
+        &self.plans
+    }
+
+    /// The names of the fields that a probe's plan for this moment sends, by field number.
+    pub fn fields(&self, id: ProbeId, moment: Moment) -> &[opentelemetry::Key] {
+        let plans = self.plans.probes.get(id.0 as usize);
+        let plan = plans.and_then(|plans| match moment {
+            Moment::Enter => plans.enter.as_ref(),
+            Moment::Exit => plans.exit.as_ref(),
+        });
+        plan.map_or(&[], |plan| plan.fields.as_slice())
+    }
+
+    /// The modules whose import can bring a probed function, sorted.
+    pub fn modules(&self) -> impl Iterator<Item = &str> {
+        self.by_module.keys().map(String::as_str)
+    }
+
+    /// The probes whose function may be found in a module.
+    pub fn probes_of_module(&self, module: &str) -> impl Iterator<Item = (ProbeId, &Probe)> {
+        let ids = self.by_module.get(module).map_or(&[][..], Vec::as_slice);
+        ids.iter().map(|id| (*id, &self.probes[id.0 as usize]))
+    }
+}
+
+/// Attributes that the agent sets itself.
+fn is_reserved(name: &str) -> bool {
+    const NAMES: [&str; 6] = [
+        "error.type",
+        "thread.id",
+        "code.function.name",
+        "floe.incomplete",
+        "floe.truncated",
+        "floe.recursion",
+    ];
+    const PREFIXES: [&str; 4] = ["exception.", "floe.trace.", "floe.nodes", "floe.process."];
+    NAMES.contains(&name) || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    fn load(text: &str, probes: &[&str]) -> Result<Catalogue, CatalogueError> {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        let probes: Vec<String> = probes.iter().map(|&probe| probe.to_owned()).collect();
+        Catalogue::load(&[file.path().to_owned()], &probes)
+    }
+
+    #[test]
+    fn the_embedded_packs_are_valid_and_fit() {
+        let catalogue = Catalogue::embedded().unwrap();
+        assert_eq!(catalogue.packs()[0].name, "dbt");
+        let modules: Vec<_> = catalogue.modules().collect();
+        assert!(modules.contains(&"dbt.cli.main"), "{modules:?}");
+        assert!(
+            !modules.contains(&"dbt.cli.requires"),
+            "found elsewhere: {modules:?}"
+        );
+        let (id, command) = catalogue.probes_of_module("dbt.cli.main").next().unwrap();
+        assert_eq!(command.span.as_ref().unwrap().role, Role::Command);
+        assert_eq!(catalogue.probe(id), Some(command));
+        assert!(
+            catalogue
+                .fields(id, Moment::Enter)
+                .iter()
+                .any(|name| name.as_str() == "dbt.command")
+        );
+        assert_eq!(catalogue.probes_of_module("nothing").count(), 0);
+        let versions = catalogue.packs()[0].versions.as_ref().unwrap();
+        assert_eq!(versions.supported.contains("1.8.9"), Some(true));
+        assert_eq!(versions.supported.contains("1.12.6"), Some(true));
+        assert_eq!(versions.supported.contains("1.7.17"), Some(false));
+    }
+
+    #[test]
+    fn templates_and_status_rules_of_the_embedded_packs_name_attributes_that_exist() {
+        let catalogue = Catalogue::embedded().unwrap();
+        for (index, probe) in catalogue.probes().iter().enumerate() {
+            let ends = |other: &&Probe| {
+                other.kind
+                    == Kind::PairEnd {
+                        begin: ProbeId(index as u32),
+                    }
+            };
+            let known: Vec<&str> = catalogue
+                .probes()
+                .iter()
+                .filter(ends)
+                .chain([probe])
+                .flat_map(|probe| {
+                    probe
+                        .attributes
+                        .iter()
+                        .map(|attribute| attribute.name.as_str())
+                })
+                .chain(["floe.nodes", "floe.nodes.failed", "exception.type"])
+                .collect();
+            let span = probe.span.iter().flat_map(|span| span.name.attributes());
+            let status = probe.status.iter().flat_map(|status| {
+                let raised = status
+                    .raised
+                    .iter()
+                    .flat_map(template::Template::attributes);
+                raised
+                    .chain(status.from.as_deref())
+                    .chain(status.message.as_deref())
+            });
+            for name in span.chain(status) {
+                assert!(known.contains(&name), "{}: {name}", probe.name);
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_adds_a_pack_or_replaces_one() {
+        let yaml = "pack: NAME\nprobes:\n  - {name: f, target: \"m:f\", span: {name: f}}\n";
+        let added = load(&yaml.replace("NAME", "mine"), &["m:g(x=arg0)"]).unwrap();
+        assert!(
+            added
+                .packs()
+                .iter()
+                .map(|pack| pack.name.as_str())
+                .eq(["dbt", "mine"])
+        );
+        assert_eq!(added.probes().last().unwrap().pack, COMMAND_LINE);
+        let replaced = load(&yaml.replace("NAME", "dbt"), &[]).unwrap();
+        assert_eq!(replaced.probes().len(), 1);
+    }
+
+    #[test]
+    fn ends_of_pairs_know_their_beginning_behind_other_packs() {
+        let yaml = "pack: p\nprobes:\n  - {name: x, kind: pair, target: \"m:a\", span: {name: x}, end: [{target: \"m:b\"}]}\n";
+        let catalogue = load(yaml, &[]).unwrap();
+        let Kind::PairEnd { begin } = catalogue.probes().last().unwrap().kind else {
+            panic!()
+        };
+        assert_eq!(catalogue.probe(begin).unwrap().target.to_string(), "m:a");
+    }
+
+    #[test]
+    fn two_probes_on_one_function_are_refused() {
+        let error = Catalogue::load(&[], &["m:f".into(), "m:f(x=arg0)".into()])
+            .unwrap_err()
+            .to_string();
+        assert_eq!(
+            error,
+            "two probes on `m:f`: `m:f` (command line) and `m:f` (command line); remove one"
+        );
+    }
+
+    #[test]
+    fn errors_name_the_file_or_the_option() {
+        let error = Catalogue::load(&["/nonexistent/x.yaml".into()], &[])
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.starts_with("cannot read the probe pack /nonexistent/x.yaml: No such file"),
+            "{error}"
+        );
+        let error = Catalogue::load(&[], &["m.f".into()])
+            .unwrap_err()
+            .to_string();
+        assert!(error.starts_with("--probe 'm.f': target `m.f`"), "{error}");
+    }
+}

@@ -1,0 +1,443 @@
+//! Paths: where a captured value is, as a pack or a command line writes it.
+//!
+//! | Notation | Means |
+//! |---|---|
+//! | `arg0`, `self` | positional argument 0 (`self` counts) |
+//! | `arg(1, 'sql')` | argument 1, or the keyword argument `sql` |
+//! | `kwargs['sql']` | keyword argument `sql` |
+//! | `return`, `exception` | what the call returned or raised |
+//! | `globals['NAME']` | a global variable of the function's module |
+//! | `.name`, `['key']`, `[0]` | instance attribute; item of a dict; item of a tuple or list |
+//! | `type(path)`, `len(path)` | the name of its type; the number of its items (tuple, list, dict) |
+//!
+//! Enum members give their `_value_` without being asked. `.args` behind an exception gives the exception's arguments.
+
+use std::fmt;
+
+use floe_ebpf::KEY_LEN;
+use thiserror::Error;
+
+/// A parsed path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Path {
+    /// Where it starts.
+    pub root: Root,
+    /// How it goes on.
+    pub steps: Vec<Step>,
+    /// What is taken at its end.
+    pub leaf: Leaf,
+}
+
+/// Where a path starts.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Root {
+    /// An argument by position, by keyword, or by both.
+    Argument {
+        /// Position; the instance of a method is 0.
+        position: Option<u32>,
+        /// Name, where the caller may pass it by keyword.
+        keyword: Option<String>,
+    },
+    /// The returned object.
+    Return,
+    /// The raised exception.
+    Exception,
+    /// The type of the raised exception.
+    ExceptionType,
+    /// The function's globals.
+    Globals,
+}
+
+/// One hop of a path.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Step {
+    /// An instance attribute.
+    Attribute(String),
+    /// A dict item.
+    Key(String),
+    /// A tuple or list item.
+    Item(u32),
+    /// `BaseException.args`, which is a field of the C struct and not in the instance's dict.
+    ExceptionArgs,
+    /// The type of the object.
+    Type,
+}
+
+/// What a path ends in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Leaf {
+    /// The value: str, int, float, bool, None, enum member.
+    Value,
+    /// The name of the type object that the path leads to.
+    TypeName,
+    /// The number of items.
+    Len,
+}
+
+/// A path that cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("path `{path}`, character {column}: expected {expected}, found {found}")]
+pub struct PathError {
+    /// The text.
+    pub path: String,
+    /// Where, counted from 1.
+    pub column: usize,
+    /// What would have been right.
+    pub expected: String,
+    /// What is there.
+    pub found: String,
+}
+
+impl Path {
+    /// Parses a path; the module's documentation has the notation.
+    pub fn parse(text: &str) -> Result<Self, PathError> {
+        let mut parser = Parser { text, at: 0 };
+        let path = parser.path()?;
+        parser.spaces();
+        if parser.at < text.len() {
+            return Err(parser.expected("`.name`, `['key']`, `[0]` or the end"));
+        }
+        Ok(path)
+    }
+
+    /// Whether the value exists only when the call has ended.
+    pub fn needs_exit(&self) -> bool {
+        matches!(
+            self.root,
+            Root::Return | Root::Exception | Root::ExceptionType
+        )
+    }
+}
+
+impl fmt::Display for Path {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut text = match &self.root {
+            Root::Argument {
+                position: Some(position),
+                keyword: Some(keyword),
+            } => format!("arg({position}, '{keyword}')"),
+            Root::Argument {
+                position: Some(position),
+                keyword: None,
+            } => format!("arg{position}"),
+            Root::Argument {
+                position: None,
+                keyword,
+            } => {
+                format!("kwargs['{}']", keyword.as_deref().unwrap_or_default())
+            }
+            Root::Return => "return".to_owned(),
+            Root::Exception => "exception".to_owned(),
+            Root::ExceptionType => "type(exception)".to_owned(),
+            Root::Globals => "globals".to_owned(),
+        };
+        for step in &self.steps {
+            match step {
+                Step::Attribute(name) => text = format!("{text}.{name}"),
+                Step::Key(key) => text = format!("{text}['{key}']"),
+                Step::Item(index) => text = format!("{text}[{index}]"),
+                Step::ExceptionArgs => text += ".args",
+                Step::Type => text = format!("type({text})"),
+            }
+        }
+        if self.leaf == Leaf::Len {
+            text = format!("len({text})");
+        }
+        f.write_str(&text)
+    }
+}
+
+struct Parser<'a> {
+    text: &'a str,
+    at: usize,
+}
+
+impl Parser<'_> {
+    fn rest(&self) -> &str {
+        &self.text[self.at..]
+    }
+
+    fn peek(&self) -> Option<char> {
+        self.rest().chars().next()
+    }
+
+    fn spaces(&mut self) {
+        while self.peek() == Some(' ') {
+            self.at += 1;
+        }
+    }
+
+    fn eat(&mut self, wanted: char) -> bool {
+        self.spaces();
+        let there = self.peek() == Some(wanted);
+        if there {
+            self.at += wanted.len_utf8();
+        }
+        there
+    }
+
+    fn demand(&mut self, wanted: char) -> Result<(), PathError> {
+        if self.eat(wanted) {
+            Ok(())
+        } else {
+            Err(self.expected(&format!("`{wanted}`")))
+        }
+    }
+
+    fn expected(&self, expected: &str) -> PathError {
+        self.expected_at(self.at, expected)
+    }
+
+    fn expected_at(&self, at: usize, expected: &str) -> PathError {
+        let found: String = self.text[at..].chars().take(20).collect();
+        PathError {
+            path: self.text.to_owned(),
+            column: self.text[..at].chars().count() + 1,
+            expected: expected.to_owned(),
+            found: if found.is_empty() {
+                "the end".to_owned()
+            } else {
+                format!("`{found}`")
+            },
+        }
+    }
+
+    fn word(&mut self) -> &str {
+        let start = self.at;
+        let length: usize = self
+            .rest()
+            .chars()
+            .take_while(|c| c.is_alphanumeric() || *c == '_')
+            .map(char::len_utf8)
+            .sum();
+        self.at += length;
+        &self.text[start..self.at]
+    }
+
+    fn path(&mut self) -> Result<Path, PathError> {
+        self.spaces();
+        let start = self.at;
+        let word = self.word().to_owned();
+        let function = matches!(word.as_str(), "type" | "len") && self.eat('(');
+        if !function {
+            self.at = start;
+            return self.plain();
+        }
+        let mut path = self.plain()?;
+        self.demand(')')?;
+        if word == "len" {
+            path.leaf = Leaf::Len;
+            return Ok(path);
+        }
+        path.leaf = Leaf::TypeName;
+        if path.root == Root::Exception && path.steps.is_empty() {
+            path.root = Root::ExceptionType;
+        } else {
+            path.steps.push(Step::Type);
+        }
+        Ok(path)
+    }
+
+    fn plain(&mut self) -> Result<Path, PathError> {
+        self.spaces();
+        let root = self.root()?;
+        let mut steps = Vec::new();
+        loop {
+            self.spaces();
+            match self.peek() {
+                Some('.') => {
+                    self.at += 1;
+                    let start = self.at;
+                    let name = self.word().to_owned();
+                    if name.is_empty() || name.starts_with(|c: char| c.is_ascii_digit()) {
+                        return Err(self.expected_at(start, "an attribute name"));
+                    }
+                    self.check_key(start, &name)?;
+                    let of_exception = root == Root::Exception && name == "args";
+                    steps.push(if of_exception {
+                        Step::ExceptionArgs
+                    } else {
+                        Step::Attribute(name)
+                    });
+                }
+                Some('[') => {
+                    self.at += 1;
+                    self.spaces();
+                    steps.push(if self.peek().is_some_and(|c| c.is_ascii_digit()) {
+                        Step::Item(self.number()?)
+                    } else {
+                        Step::Key(self.string("an index (0, 1, ...) or a key ('name')")?)
+                    });
+                    self.demand(']')?;
+                }
+                _ => break,
+            }
+        }
+        if root == Root::Globals && !matches!(steps.first(), Some(Step::Key(_))) {
+            return Err(self.expected("a variable's name: `globals['NAME']`"));
+        }
+        Ok(Path {
+            root,
+            steps,
+            leaf: Leaf::Value,
+        })
+    }
+
+    fn root(&mut self) -> Result<Root, PathError> {
+        const ROOTS: &str = "`arg0`, `self`, `arg(1, 'name')`, `kwargs['name']`, `return`, `exception`, \
+                             `globals['NAME']`, `type(...)` or `len(...)`";
+        let start = self.at;
+        let word = self.word().to_owned();
+        match word.as_str() {
+            "self" => Ok(Root::Argument {
+                position: Some(0),
+                keyword: None,
+            }),
+            "return" => Ok(Root::Return),
+            "exception" => Ok(Root::Exception),
+            "globals" => Ok(Root::Globals),
+            "kwargs" => {
+                if !self.eat('[') {
+                    return Err(self.expected("a name: `kwargs['name']`"));
+                }
+                let keyword = self.string("a name in quotes")?;
+                self.demand(']')?;
+                Ok(Root::Argument {
+                    position: None,
+                    keyword: Some(keyword),
+                })
+            }
+            "arg" => {
+                if !self.eat('(') {
+                    return Err(self.expected("a position: `arg0` or `arg(0, 'name')`"));
+                }
+                self.spaces();
+                let position = self.number()?;
+                let keyword = if self.eat(',') {
+                    Some(self.string("a name in quotes")?)
+                } else {
+                    None
+                };
+                self.demand(')')?;
+                Ok(Root::Argument {
+                    position: Some(position),
+                    keyword,
+                })
+            }
+            _ => match word.strip_prefix("arg").map(str::parse::<u8>) {
+                Some(Ok(position)) => Ok(Root::Argument {
+                    position: Some(position.into()),
+                    keyword: None,
+                }),
+                _ => Err(self.expected_at(start, ROOTS)),
+            },
+        }
+    }
+
+    fn number(&mut self) -> Result<u32, PathError> {
+        let start = self.at;
+        // Bounded so that a mistake does not become an address far away.
+        match self.word().parse::<u16>() {
+            Ok(number) => Ok(number.into()),
+            Err(_) => Err(self.expected_at(start, "a number from 0 to 65535")),
+        }
+    }
+
+    fn string(&mut self, expected: &str) -> Result<String, PathError> {
+        self.spaces();
+        let start = self.at;
+        let Some(quote @ ('\'' | '"')) = self.peek() else {
+            return Err(self.expected(expected));
+        };
+        let Some(length) = self.text[start + 1..].find(quote) else {
+            return Err(self.expected_at(start, "a closing quote"));
+        };
+        let string = self.text[start + 1..start + 1 + length].to_owned();
+        self.check_key(start + 1, &string)?;
+        self.at = start + length + 2;
+        Ok(string)
+    }
+
+    fn check_key(&self, start: usize, key: &str) -> Result<(), PathError> {
+        if key.is_empty() || !key.is_ascii() || key.len() >= KEY_LEN {
+            let expected = format!("a name of 1 to {} ASCII characters", KEY_LEN - 1);
+            return Err(self.expected_at(start, &expected));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(text: &str) -> String {
+        Path::parse(text).expect_err(text).to_string()
+    }
+
+    #[test]
+    fn every_notation_reads_back_as_it_was_written() {
+        for text in [
+            "arg0",
+            "arg12.a.b",
+            "arg(1, 'sql')",
+            "kwargs['sql']",
+            "return.status",
+            "return[0]['rows_affected'].x",
+            "globals['_INVOCATION_ID']",
+            "exception.args[0]",
+            "type(exception)",
+            "type(exception.exception)",
+            "type(arg0)",
+            "len(arg1.items)",
+        ] {
+            assert_eq!(Path::parse(text).expect(text).to_string(), text);
+        }
+        assert_eq!(
+            Path::parse("self.node").unwrap(),
+            Path::parse("arg0.node").unwrap()
+        );
+        assert_eq!(
+            Path::parse(" arg( 1 , \"sql\" ) .x ").unwrap(),
+            Path::parse("arg(1, 'sql').x").unwrap()
+        );
+    }
+
+    #[test]
+    fn args_is_the_field_of_an_exception_but_an_attribute_elsewhere() {
+        assert_eq!(
+            Path::parse("exception.args").unwrap().steps,
+            [Step::ExceptionArgs]
+        );
+        assert_eq!(
+            Path::parse("arg0.args").unwrap().steps,
+            [Step::Attribute("args".into())]
+        );
+    }
+
+    #[test]
+    fn a_bad_path_says_where_and_what_was_expected() {
+        assert_eq!(
+            error("arg0..x"),
+            "path `arg0..x`, character 6: expected an attribute name, found `.x`"
+        );
+        assert!(error("frame.x").contains("character 1: expected `arg0`, `self`"));
+        assert!(error("").contains("found the end"));
+        assert!(error("arg0[-1]").contains("expected an index"));
+        assert!(error("arg0['a").contains("expected a closing quote"));
+        assert!(error("arg(x)").contains("expected a number"));
+        assert!(error("kwargs.x").contains("expected a name: `kwargs['name']`"));
+        assert!(error("globals.x").contains("expected a variable's name"));
+        assert!(error("len(arg0").contains("expected `)`"));
+        assert!(error("arg0 x").contains("or the end, found `x`"));
+        assert!(error("type(len(arg0))").contains("character 6"));
+    }
+
+    #[test]
+    fn a_key_that_the_kernel_side_cannot_hold_is_refused() {
+        let longest = "k".repeat(KEY_LEN - 1);
+        assert!(Path::parse(&format!("arg0.{longest}")).is_ok());
+        assert!(error(&format!("arg0.{longest}k")).contains("1 to 63 ASCII characters"));
+        assert!(error("arg0['é']").contains("ASCII"));
+    }
+}

@@ -1,0 +1,171 @@
+//! Templates: texts with attributes in braces, as `dbt.{dbt.command}`.
+
+use std::fmt;
+
+use thiserror::Error;
+
+/// A parsed template.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Template {
+    text: String,
+    pieces: Vec<Piece>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Piece {
+    Text(String),
+    Attribute(String),
+}
+
+/// A template that cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("template `{template}`: {problem}")]
+pub struct TemplateError {
+    /// The text.
+    pub template: String,
+    /// What is wrong, and what was expected.
+    pub problem: &'static str,
+}
+
+impl Template {
+    /// Parses a template.
+    pub fn parse(text: &str) -> Result<Self, TemplateError> {
+        let fail = |problem| {
+            Err(TemplateError {
+                template: text.to_owned(),
+                problem,
+            })
+        };
+        let mut pieces = Vec::new();
+        let mut rest = text;
+        while let Some(open) = rest.find(['{', '}']) {
+            if rest.as_bytes()[open] == b'}' {
+                return fail("a `}` without `{`; expected `{attribute}`");
+            }
+            let Some(length) = rest[open + 1..].find('}') else {
+                return fail("a `{` without `}`; expected `{attribute}`");
+            };
+            let name = rest[open + 1..open + 1 + length].trim();
+            if name.is_empty() || name.contains('{') {
+                return fail("expected an attribute's name between `{` and `}`");
+            }
+            if open > 0 {
+                pieces.push(Piece::Text(rest[..open].to_owned()));
+            }
+            pieces.push(Piece::Attribute(name.to_owned()));
+            rest = &rest[open + length + 2..];
+        }
+        if !rest.is_empty() {
+            pieces.push(Piece::Text(rest.to_owned()));
+        }
+        if pieces.is_empty() {
+            return fail("it is empty");
+        }
+        Ok(Self {
+            text: text.to_owned(),
+            pieces,
+        })
+    }
+
+    /// A template that is only text.
+    pub fn literal(text: &str) -> Self {
+        Self {
+            text: text.to_owned(),
+            pieces: vec![Piece::Text(text.to_owned())],
+        }
+    }
+
+    /// The attributes that it names.
+    pub fn attributes(&self) -> impl Iterator<Item = &str> {
+        self.pieces.iter().filter_map(|piece| match piece {
+            Piece::Attribute(name) => Some(name.as_str()),
+            Piece::Text(_) => None,
+        })
+    }
+
+    /// Fills it in. A missing attribute is left out together with the separators (`.`, `-`, `:`, space) before it.
+    pub fn render(&self, value: impl Fn(&str) -> Option<String>) -> String {
+        let mut out = String::new();
+        for piece in &self.pieces {
+            match piece {
+                Piece::Text(text) => out += text,
+                Piece::Attribute(name) => match value(name) {
+                    Some(value) => out += &value,
+                    None => out.truncate(out.trim_end_matches(['.', '-', ':', ' ']).len()),
+                },
+            }
+        }
+        out
+    }
+
+    /// Fills it in if every attribute is there.
+    pub fn render_complete(&self, value: impl Fn(&str) -> Option<String>) -> Option<String> {
+        let mut out = String::new();
+        for piece in &self.pieces {
+            match piece {
+                Piece::Text(text) => out += text,
+                Piece::Attribute(name) => out += &value(name)?,
+            }
+        }
+        Some(out)
+    }
+}
+
+impl fmt::Display for Template {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn value(name: &str) -> Option<String> {
+        match name {
+            "kind" => Some("model".into()),
+            "name" => Some("orders".into()),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn attributes_are_filled_in() {
+        let template = Template::parse("dbt.{kind}.{name}").unwrap();
+        assert_eq!(template.render(value), "dbt.model.orders");
+        assert_eq!(template.attributes().collect::<Vec<_>>(), ["kind", "name"]);
+        assert_eq!(template.to_string(), "dbt.{kind}.{name}");
+    }
+
+    #[test]
+    fn a_missing_attribute_is_left_out_with_its_separator() {
+        assert_eq!(
+            Template::parse("dbt.{kind}.{gone}").unwrap().render(value),
+            "dbt.model"
+        );
+        assert_eq!(
+            Template::parse("dbt.{gone}.{name}").unwrap().render(value),
+            "dbt.orders"
+        );
+        assert_eq!(Template::parse("{gone}").unwrap().render(value), "");
+        assert_eq!(
+            Template::parse("{kind}: {gone}")
+                .unwrap()
+                .render_complete(value),
+            None
+        );
+    }
+
+    #[test]
+    fn a_bad_template_says_what_was_expected() {
+        for (text, problem) in [
+            ("a{b", "without `}`"),
+            ("a}b", "without `{`"),
+            ("{}", "name between"),
+            ("", "empty"),
+        ] {
+            let error = Template::parse(text).unwrap_err().to_string();
+            assert!(error.contains(problem), "{error}");
+        }
+    }
+}

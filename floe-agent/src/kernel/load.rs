@@ -1,0 +1,410 @@
+//! Loading the programs, attaching them, and their maps.
+
+use std::{path::Path, time::Duration};
+
+use aya::{
+    Btf as AyaBtf, Ebpf, EbpfError, EbpfLoader,
+    maps::{Array, HashMap, MapData, MapError, PerCpuArray, RingBuf},
+    programs::{
+        ProgramError, RawTracePoint, UProbe,
+        uprobe::{UProbeAttachLocation, UProbeScope},
+    },
+};
+use caps::Capability;
+use floe_ebpf::{
+    Counter, FunctionInfo, FunctionKey, Key, Layout, MODULE_NAME_LEN, Plan, ProcessInfo, Settings,
+};
+use thiserror::Error;
+
+use super::{
+    btf::{Btf, BtfError},
+    ring::{EventReader, UrgentReader},
+};
+use crate::units::{FileOffset, Pid, Tid};
+
+/// The eBPF object, built from `floe-ebpf` by `build.rs`.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/floe-ebpf"));
+
+/// Why the kernel side is not available.
+#[derive(Debug, Error)]
+pub enum KernelError {
+    /// A capability is missing.
+    #[error("cannot load eBPF programs: {capability} is missing; run floe-agent as root (sudo), or give it this capability")]
+    NoCapability {
+        /// Its name.
+        capability: String,
+    },
+    /// The kernel has no eBPF for us.
+    #[error("cannot load eBPF programs: this kernel refuses the bpf system call ({source}); it needs CONFIG_BPF_SYSCALL=y and no seccomp filter on bpf")]
+    NoBpf {
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// No type information.
+    #[error(transparent)]
+    Btf(#[from] BtfError),
+    /// The object does not load.
+    #[error("cannot load the eBPF object: {0}")]
+    Object(#[from] EbpfError),
+    /// A program does not load.
+    #[error("the kernel does not accept the eBPF program {program}: {source}; floe-agent needs Linux 6.0 or later")]
+    Program {
+        /// Which.
+        program: &'static str,
+        /// Why.
+        source: ProgramError,
+    },
+    /// A program does not attach.
+    #[error("cannot attach {site} to {target}: {source}")]
+    Attach {
+        /// What was attached.
+        site: &'static str,
+        /// Where.
+        target: String,
+        /// Why.
+        source: ProgramError,
+    },
+    /// A map operation failed.
+    #[error("cannot access the eBPF map {map}: {source}")]
+    Map {
+        /// Which.
+        map: &'static str,
+        /// Why.
+        source: MapError,
+    },
+}
+
+/// What a uprobe is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Site {
+    /// Entry of armed functions.
+    GateEnter,
+    /// Return of armed functions.
+    GateReturn,
+    /// `Py_RunMain`.
+    RunMain,
+    /// A function that switches C stacks.
+    StackSwitch,
+    /// A function that changes stack limits.
+    StackConfig,
+    /// A function that is only called with the GIL held.
+    Rendezvous,
+}
+
+impl Site {
+    const ALL: [Site; 6] = [
+        Site::GateEnter,
+        Site::GateReturn,
+        Site::RunMain,
+        Site::StackSwitch,
+        Site::StackConfig,
+        Site::Rendezvous,
+    ];
+
+    const fn program(self) -> &'static str {
+        match self {
+            Site::GateEnter => "gate_enter",
+            Site::GateReturn => "gate_return",
+            Site::RunMain => "run_main",
+            Site::StackSwitch => "stack_switch",
+            Site::StackConfig => "stack_config",
+            Site::Rendezvous => "rendezvous",
+        }
+    }
+}
+
+/// An attached probe; detach it with [`Kernel::detach`].
+#[derive(Debug)]
+pub struct LinkId(Site, aya::programs::uprobe::UProbeLinkId);
+
+/// How long a traced thread waits for the agent at most.
+#[derive(Clone, Copy, Debug)]
+pub struct WaitBounds {
+    /// For a module's functions to be armed.
+    pub module: Duration,
+    /// Where waiting longer is the safe side: first use of an interpreter, stack switch, deep recursion.
+    pub long: Duration,
+}
+
+impl Default for WaitBounds {
+    fn default() -> Self {
+        Self { module: Duration::from_millis(50), long: Duration::from_millis(500) }
+    }
+}
+
+const TRACEPOINTS: [(&str, &str); 3] = [
+    ("process_fork", "sched_process_fork"),
+    ("process_exec", "sched_process_exec"),
+    ("process_exit", "sched_process_exit"),
+];
+
+/// The loaded programs and maps: the half that the arming thread owns.
+pub struct Kernel {
+    ebpf: Ebpf,
+    settings: Settings,
+    settings_map: Array<MapData, Settings>,
+    acks: Array<MapData, u64>,
+    processes: HashMap<MapData, u32, ProcessInfo>,
+    functions: HashMap<MapData, FunctionKey, FunctionInfo>,
+    modules: HashMap<MapData, [u8; MODULE_NAME_LEN], u32>,
+    layouts: Array<MapData, Layout>,
+    plans: Array<MapData, Plan>,
+    keys: Array<MapData, Key>,
+    rendezvous: HashMap<MapData, u32, u32>,
+    epochs: Array<MapData, u64>,
+}
+
+/// Reads the programs' counters; may be used from any thread.
+pub struct Counters(PerCpuArray<MapData, u64>);
+
+impl Counters {
+    /// All counters, summed over the CPUs.
+    pub fn read(&self) -> Vec<(Counter, u64)> {
+        Counter::ALL
+            .iter()
+            .map(|&counter| {
+                let sum = self.0.get(&(counter as u32), 0).map_or(0, |values| values.iter().sum());
+                (counter, sum)
+            })
+            .collect()
+    }
+}
+
+/// Which capabilities loading and arming need, and the first that is missing.
+fn missing_capability() -> Option<Capability> {
+    let has = |capability| caps::has_cap(None, caps::CapSet::Effective, capability).unwrap_or(false);
+    let admin = has(Capability::CAP_SYS_ADMIN);
+    // Uprobes by the perf PMU need CAP_SYS_ADMIN since Linux 6.16 and its stable back-ports (commit ba677dbe77af).
+    if !admin {
+        return Some(Capability::CAP_SYS_ADMIN);
+    }
+    [Capability::CAP_SYS_PTRACE, Capability::CAP_DAC_READ_SEARCH]
+        .into_iter()
+        .find(|&capability| !has(capability) && !(capability == Capability::CAP_DAC_READ_SEARCH && has(Capability::CAP_DAC_OVERRIDE)))
+}
+
+/// Whether the kernel has the bpf system call at all.
+fn bpf_available() -> Result<(), std::io::Error> {
+    // BPF_PROG_LOAD with a NULL attribute: EFAULT or EINVAL where the call exists and is allowed.
+    // SAFETY: the size is 0, nothing is read or written.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, 5, std::ptr::null::<u8>(), 0) };
+    if result < 0 {
+        let error = std::io::Error::last_os_error();
+        if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) {
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+/// Loads the programs, sets them up, and attaches the process tracepoints.
+pub fn load(bounds: WaitBounds) -> Result<(Kernel, UrgentReader, EventReader, Counters), KernelError> {
+    if let Some(capability) = missing_capability() {
+        return Err(KernelError::NoCapability { capability: capability.to_string() });
+    }
+    bpf_available().map_err(|source| KernelError::NoBpf { source })?;
+    let types = Btf::of_kernel()?;
+    let settings = Settings {
+        module_wait: bounds.module.as_nanos() as u64,
+        long_wait: bounds.long.as_nanos() as u64,
+        task_pid: types.member("task_struct", "pid")?,
+        task_tgid: types.member("task_struct", "tgid")?,
+        task_signal: types.member("task_struct", "signal")?,
+        signal_live: types.member("signal_struct", "live")?,
+        task_exit_code: types.member("task_struct", "exit_code")?,
+        wake_at: 512 << 10,
+        select_children_of: 0,
+        reserved: 0,
+    };
+    let btf = AyaBtf::from_sys_fs().ok();
+    let mut ebpf = EbpfLoader::new().btf(btf.as_ref()).load(OBJECT)?;
+    macro_rules! map {
+        ($kind:ident, $name:literal) => {
+            $kind::try_from(ebpf.take_map($name).expect("the object has the map")).map_err(|source| KernelError::Map {
+                map: $name,
+                source,
+            })?
+        };
+    }
+    let urgent = RingBuf::try_from(ebpf.take_map("URGENT").expect("the object has the map"))
+        .map_err(|source| KernelError::Map { map: "URGENT", source })?;
+    let events = RingBuf::try_from(ebpf.take_map("EVENTS").expect("the object has the map"))
+        .map_err(|source| KernelError::Map { map: "EVENTS", source })?;
+    let counters = Counters(map!(PerCpuArray, "COUNTERS"));
+    let mut kernel = Kernel {
+        settings,
+        settings_map: map!(Array, "SETTINGS"),
+        acks: map!(Array, "ACKS"),
+        processes: map!(HashMap, "PROCESSES"),
+        functions: map!(HashMap, "FUNCTIONS"),
+        modules: map!(HashMap, "MODULES"),
+        layouts: map!(Array, "LAYOUTS"),
+        plans: map!(Array, "PLANS"),
+        keys: map!(Array, "KEYS"),
+        rendezvous: map!(HashMap, "RENDEZVOUS"),
+        epochs: map!(Array, "EPOCHS"),
+        ebpf,
+    };
+    kernel.write_settings()?;
+    for site in Site::ALL {
+        let program = site.program();
+        kernel.uprobe(program).load().map_err(|source| KernelError::Program { program, source })?;
+    }
+    for (program, tracepoint) in TRACEPOINTS {
+        let raw: &mut RawTracePoint = kernel
+            .ebpf
+            .program_mut(program)
+            .and_then(|p| p.try_into().ok())
+            .expect("the object has the program");
+        raw.load().map_err(|source| KernelError::Program { program, source })?;
+        raw.attach(tracepoint).map_err(|source| KernelError::Attach {
+            site: program,
+            target: format!("the tracepoint {tracepoint}"),
+            source,
+        })?;
+    }
+    Ok((kernel, UrgentReader::new(urgent), EventReader::new(events), counters))
+}
+
+impl Kernel {
+    fn uprobe(&mut self, program: &str) -> &mut UProbe {
+        self.ebpf.program_mut(program).and_then(|p| p.try_into().ok()).expect("the object has the program")
+    }
+
+    fn write_settings(&mut self) -> Result<(), KernelError> {
+        self.settings_map
+            .set(0, self.settings, 0)
+            .map_err(|source| KernelError::Map { map: "SETTINGS", source })
+    }
+
+    /// Attaches `site` at an offset of a file, for all processes or for one thread.
+    pub fn attach(
+        &mut self,
+        site: Site,
+        file: &Path,
+        offset: FileOffset,
+        thread: Option<Tid>,
+    ) -> Result<LinkId, KernelError> {
+        let scope = match thread.and_then(|tid| std::num::NonZeroU32::new(tid.0)) {
+            Some(tid) => UProbeScope::OneProcess(tid),
+            None => UProbeScope::AllProcesses,
+        };
+        let link = self
+            .uprobe(site.program())
+            .attach(UProbeAttachLocation::AbsoluteOffset(offset.0), file, scope)
+            .map_err(|source| KernelError::Attach {
+                site: site.program(),
+                target: format!("{} at offset {offset}", file.display()),
+                source,
+            })?;
+        Ok(LinkId(site, link))
+    }
+
+    /// Detaches a probe.
+    pub fn detach(&mut self, LinkId(site, link): LinkId) {
+        if let Err(error) = self.uprobe(site.program()).detach(link) {
+            tracing::warn!("cannot detach {}: {error}", site.program());
+        }
+    }
+
+    /// Lets a waiting thread go on.
+    pub fn acknowledge(&mut self, tid: Tid, token: u64) {
+        if let Err(error) = self.acks.set(tid.0 & (floe_ebpf::ACK_SLOTS - 1), token, 0) {
+            tracing::error!("cannot acknowledge a waiting thread: {error}; it goes on when its bound is reached");
+        }
+    }
+
+    /// While this is set, children of `pid` are selected.
+    pub fn select_children_of(&mut self, pid: Option<Pid>) -> Result<(), KernelError> {
+        self.settings.select_children_of = pid.map_or(0, |pid| pid.0);
+        self.write_settings()
+    }
+
+    /// What the programs know of a process.
+    pub fn process(&self, pid: Pid) -> Option<ProcessInfo> {
+        self.processes.get(&pid.0, 0).ok()
+    }
+
+    /// Sets what the programs know of a process.
+    pub fn set_process(&mut self, pid: Pid, info: ProcessInfo) -> Result<(), KernelError> {
+        self.processes.insert(pid.0, info, 0).map_err(|source| KernelError::Map { map: "PROCESSES", source })
+    }
+
+    /// Pids of all processes the programs know.
+    pub fn process_ids(&self) -> Vec<Pid> {
+        self.processes.keys().filter_map(Result::ok).map(Pid).collect()
+    }
+
+    /// A new epoch, for a process that was running before the agent.
+    pub fn new_epoch(&mut self) -> Result<u32, KernelError> {
+        // The programs add atomically; this read-and-write could give a number twice if a fork comes between, so user
+        // space takes its epochs from the upper half.
+        const USER: u64 = 1 << 31;
+        let error = |source| KernelError::Map { map: "EPOCHS", source };
+        let next = self.epochs.get(&1, 0).map_err(error)? + 1;
+        self.epochs.set(1, next, 0).map_err(error)?;
+        Ok((USER | next) as u32)
+    }
+
+    /// Registers an armed function.
+    pub fn set_function(&mut self, key: FunctionKey, info: FunctionInfo) -> Result<(), KernelError> {
+        self.functions.insert(key, info, 0).map_err(|source| KernelError::Map { map: "FUNCTIONS", source })
+    }
+
+    /// Forgets an armed function.
+    pub fn remove_function(&mut self, key: FunctionKey) {
+        // It may be gone already.
+        let _ = self.functions.remove(&key);
+    }
+
+    /// Registers a module whose import matters.
+    pub fn set_module(&mut self, name: &str) -> Result<(), KernelError> {
+        let mut key = [0; MODULE_NAME_LEN];
+        let bytes = name.as_bytes();
+        let len = bytes.len().min(MODULE_NAME_LEN - 1);
+        key[..len].copy_from_slice(&bytes[..len]);
+        self.modules.insert(key, 1, 0).map_err(|source| KernelError::Map { map: "MODULES", source })
+    }
+
+    /// Loads the layout of an interpreter version.
+    pub fn set_layout(&mut self, index: u32, layout: Layout) -> Result<(), KernelError> {
+        self.layouts.set(index, layout, 0).map_err(|source| KernelError::Map { map: "LAYOUTS", source })
+    }
+
+    /// Loads the capture plans and their keys.
+    pub fn set_plans(&mut self, plans: &[Plan], keys: &[Key]) -> Result<(), KernelError> {
+        for (index, plan) in plans.iter().enumerate() {
+            self.plans.set(index as u32, plan, 0).map_err(|source| KernelError::Map { map: "PLANS", source })?;
+        }
+        for (index, key) in keys.iter().enumerate() {
+            self.keys.set(index as u32, key, 0).map_err(|source| KernelError::Map { map: "KEYS", source })?;
+        }
+        Ok(())
+    }
+
+    /// Asks the next thread of `pid` that passes a rendezvous probe to wait.
+    pub fn ask_for_rendezvous(&mut self, pid: Pid) -> Result<(), KernelError> {
+        self.rendezvous.insert(pid.0, 1, 0).map_err(|source| KernelError::Map { map: "RENDEZVOUS", source })
+    }
+
+    /// Takes the question back; whether nobody had answered it yet.
+    pub fn cancel_rendezvous(&mut self, pid: Pid) -> bool {
+        self.rendezvous.remove(&pid.0).is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_programs_pass_the_verifier() {
+        match load(WaitBounds::default()) {
+            Ok(_) => {}
+            Err(KernelError::NoCapability { capability }) if std::env::var_os("FLOE_REQUIRE_BPF").is_none() => {
+                println!("SKIPPED: the_programs_pass_the_verifier: {capability} is missing");
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+}

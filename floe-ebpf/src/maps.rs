@@ -1,0 +1,170 @@
+//! The maps, and the state of a thread.
+
+use aya_ebpf::{
+    bindings::BPF_F_NO_PREALLOC,
+    macros::map,
+    maps::{Array, HashMap, PerCpuArray, RingBuf},
+};
+use floe_ebpf::{
+    ACK_SLOTS, Counter, FunctionInfo, FunctionKey, HOP_WAYS, HopEntry, Key, Layout, MAX_HOPS, MAX_KEYS, MAX_LAYOUTS,
+    MAX_PLANS, MAX_REGS, MAX_STACK, MAX_STR, MODULE_NAME_LEN, Plan, ProcessInfo, RECORD_LEN, Settings,
+};
+
+/// An armed call that is open in a thread.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Frame {
+    /// Stack pointer at entry: what enter and return are matched by.
+    pub sp: u64,
+    /// Time of the enter record.
+    pub time: u64,
+    /// The function object.
+    pub function: u64,
+    /// The vectorcall argument array, the count and the keyword names; the caller keeps them alive until the return.
+    pub args: u64,
+    pub nargsf: u64,
+    pub kwnames: u64,
+    /// Probe, or `IMPORT` or `WANTED_IMPORT`; then `function` is the module.
+    pub probe: u32,
+    /// Plan to run at return.
+    pub exit_plan: u32,
+}
+
+/// `Frame::probe` of the import of any module.
+pub const IMPORT: u32 = u32::MAX - 1;
+/// `Frame::probe` of the import of a catalogue module.
+pub const WANTED_IMPORT: u32 = u32::MAX - 2;
+
+/// State of one thread: its open calls, and the scratch memory of the capture machine.
+///
+/// It belongs to the thread and not to the CPU: a probe can be preempted by another thread's probe on the same CPU.
+#[repr(C)]
+pub struct Thread {
+    pub process: ProcessInfo,
+    /// Frames on `stack`, and how many of them are armed calls (the others are imports).
+    pub depth: u64,
+    pub calls: u64,
+    pub lost: u64,
+    /// Waits of this thread that ran into their bound.
+    pub timeouts: u64,
+    /// A catalogue module was imported too deep for a return probe.
+    pub deep_import: u64,
+    /// Where the next field begins in the record, and whether one did not fit. Kept here and not on the stack: what the
+    /// verifier cannot know, it does not unroll loops for.
+    pub cursor: u64,
+    pub cut: u64,
+    /// Result of a scan: index plus one, the key's str object, its hash.
+    pub found: u64,
+    pub found_key: u64,
+    pub found_hash: u64,
+    pub regs: [u64; MAX_REGS],
+    pub key: [u64; floe_ebpf::KEY_LEN / 8],
+    pub name: [u8; MODULE_NAME_LEN],
+    pub stack: [Frame; MAX_STACK],
+    /// The record under construction. Reads of up to `MAX_STR` bytes may begin at any offset below `RECORD_LEN`.
+    pub record: [u8; RECORD_LEN + MAX_STR + 1],
+}
+
+impl Thread {
+    /// Pointer to a frame. An index without bounds check, which could panic: the caller masked it.
+    ///
+    /// # Safety
+    /// `thread` is valid; `index` is below `MAX_STACK`.
+    #[inline(always)]
+    pub unsafe fn frame(thread: *mut Self, index: u64) -> *mut Frame {
+        // SAFETY: the caller's.
+        unsafe { (&raw mut (*thread).stack).cast::<Frame>().add(index as usize) }
+    }
+
+    /// Pointer to a register, as above.
+    ///
+    /// # Safety
+    /// `thread` is valid.
+    #[inline(always)]
+    pub unsafe fn register(thread: *mut Self, index: u8) -> *mut u64 {
+        // SAFETY: the index is masked to the registers there are.
+        unsafe { (&raw mut (*thread).regs).cast::<u64>().add(crate::user::masked!(u64::from(index), 31) as usize) }
+    }
+
+    /// Pointer to the record under construction; it is aligned for any head.
+    ///
+    /// # Safety
+    /// `thread` is valid.
+    #[inline(always)]
+    pub unsafe fn record(thread: *mut Self) -> *mut u8 {
+        // SAFETY: the caller's.
+        unsafe { (&raw mut (*thread).record).cast() }
+    }
+}
+const _: () = assert!(core::mem::offset_of!(Thread, record) % 8 == 0);
+
+#[map]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(8 << 20, 0);
+#[map]
+pub static URGENT: RingBuf = RingBuf::with_byte_size(256 << 10, 0);
+#[map]
+pub static ACKS: Array<u64> = Array::with_max_entries(ACK_SLOTS, 0);
+#[map]
+pub static PROCESSES: HashMap<u32, ProcessInfo> = HashMap::with_max_entries(16384, 0);
+#[map]
+pub static FUNCTIONS: HashMap<FunctionKey, FunctionInfo> = HashMap::with_max_entries(65536, BPF_F_NO_PREALLOC);
+#[map]
+pub static THREADS: HashMap<u32, Thread> = HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
+#[map]
+pub static NEW_THREAD: Array<Thread> = Array::with_max_entries(1, 0);
+#[map]
+pub static MODULES: HashMap<[u8; MODULE_NAME_LEN], u32> = HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
+#[map]
+pub static LAYOUTS: Array<Layout> = Array::with_max_entries(MAX_LAYOUTS, 0);
+#[map]
+pub static PLANS: Array<Plan> = Array::with_max_entries(MAX_PLANS, 0);
+#[map]
+pub static KEYS: Array<Key> = Array::with_max_entries(MAX_KEYS, 0);
+#[map]
+pub static HOPS: Array<HopEntry> = Array::with_max_entries(MAX_HOPS * HOP_WAYS, 0);
+#[map]
+pub static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
+#[map]
+pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(64, 0);
+#[map]
+pub static EPOCHS: Array<u64> = Array::with_max_entries(2, 0);
+/// Processes (by tgid) of which user space waits for a thread that holds the GIL.
+#[map]
+pub static RENDEZVOUS: HashMap<u32, u32> = HashMap::with_max_entries(256, 0);
+
+#[inline(always)]
+pub fn count(counter: Counter) {
+    add(counter, 1);
+}
+
+#[inline(always)]
+pub fn add(counter: Counter, n: u64) {
+    if let Some(value) = COUNTERS.get_ptr_mut(counter as u32) {
+        fetch_add(value, n);
+    }
+}
+
+#[inline(always)]
+pub fn settings() -> Option<&'static Settings> {
+    SETTINGS.get(0)
+}
+
+/// Adds to an element of a map, atomically (probes can be preempted), and gives the value before.
+#[inline(always)]
+fn fetch_add(value: *mut u64, n: u64) -> u64 {
+    let mut n = n;
+    // SAFETY: one instruction on an aligned element of a map. The target has no compare-and-swap in `core::sync::atomic`.
+    unsafe {
+        core::arch::asm!("{n} = atomic_fetch_add((u64 *)({value} + 0), {n})", n = inout(reg) n, value = in(reg) value);
+    }
+    n
+}
+
+/// A number for a new address space; never 0.
+#[inline(always)]
+pub fn next_epoch() -> u32 {
+    match EPOCHS.get_ptr_mut(0) {
+        Some(value) => fetch_add(value, 1) as u32 + 1,
+        None => 0,
+    }
+}

@@ -1,0 +1,401 @@
+//! The gate: entry and return of armed functions.
+
+use aya_ebpf::{
+    bindings::{BPF_ANY, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
+    helpers::{
+        bpf_get_current_pid_tgid,
+        generated::{bpf_ktime_get_boot_ns, bpf_ringbuf_output, bpf_ringbuf_query},
+    },
+    macros::{uprobe, uretprobe},
+    programs::{ProbeContext, RetProbeContext},
+};
+use floe_ebpf::{
+    CallEnter, CallReturn, Counter, FunctionInfo, FunctionKey, Header, Layout, MAX_ANCESTORS, MAX_DEPTH, MAX_STACK,
+    MODULE_NAME_LEN, NO_PLAN, enter_flags, event, function_flags, outcome, process_flags, urgent,
+};
+
+use crate::{
+    capture::Machine,
+    maps::{
+        EVENTS, FUNCTIONS, Frame, IMPORT, LAYOUTS, MODULES, NEW_THREAD, PLANS, PROCESSES, THREADS, Thread,
+        WANTED_IMPORT, count, settings,
+    },
+    programs::wait::{ask, record},
+    python::{Context, OB_SIZE},
+    user::{masked, pointer, read, read_bytes},
+};
+
+/// Waits of a thread that may run into their bound before it stops waiting for deep recursion.
+const PATIENCE: u64 = 4;
+
+/// The state of the current thread, if its process is traced.
+#[inline(always)]
+fn thread(tgid: u32, tid: u32) -> Option<*mut Thread> {
+    if let Some(thread) = THREADS.get_ptr_mut(tid) {
+        // SAFETY: the value belongs to this thread.
+        if unsafe { (*thread).process.epoch } != 0 {
+            return Some(thread);
+        }
+    }
+    new_thread(tgid, tid)
+}
+
+#[inline(always)]
+fn new_thread(tgid: u32, tid: u32) -> Option<*mut Thread> {
+    let process = PROCESSES.get_ptr(tgid)?;
+    // SAFETY: a map value.
+    if unsafe { (*process).flags } & process_flags::READY == 0 {
+        return None;
+    }
+    let empty = NEW_THREAD.get(0)?;
+    if THREADS.insert(tid, empty, u64::from(BPF_ANY)).is_err() {
+        count(Counter::TableFull);
+        return None;
+    }
+    let thread = THREADS.get_ptr_mut(tid)?;
+    // SAFETY: the value belongs to this thread.
+    unsafe { (*thread).process = *process };
+    Some(thread)
+}
+
+/// The armed function at this address, in this process or in one it was forked from.
+#[inline(always)]
+fn function_info(thread: *mut Thread, function: u64) -> Option<FunctionInfo> {
+    // SAFETY: `thread` is a map value; entries of FUNCTIONS are freed after a grace period only.
+    unsafe {
+        let mut key = FunctionKey { epoch: (*thread).process.epoch, reserved: 0, function };
+        if let Some(info) = FUNCTIONS.get(key) {
+            return Some(*info);
+        }
+        for i in 0..MAX_ANCESTORS {
+            let epoch = (*thread).process.ancestors[i];
+            if epoch == 0 {
+                return None;
+            }
+            key.epoch = epoch;
+            if let Some(info) = FUNCTIONS.get(key) {
+                return Some(*info);
+            }
+        }
+    }
+    None
+}
+
+/// Drops frames whose C frame is gone: the stack grows down, so they are the ones at or below `sp`.
+#[inline(always)]
+fn drop_stale(thread: *mut Thread, sp: u64) {
+    // SAFETY: `thread` is a map value; the index is masked.
+    unsafe {
+        let mut depth = (*thread).depth;
+        let mut i = 0;
+        while i < MAX_STACK {
+            if depth == 0 {
+                break;
+            }
+            let top = Thread::frame(thread, masked!(depth - 1, 63));
+            if (*top).sp > sp {
+                break;
+            }
+            if (*top).probe < WANTED_IMPORT {
+                (*thread).calls = (*thread).calls.wrapping_sub(1);
+            }
+            count(Counter::MissedReturns);
+            depth -= 1;
+            i += 1;
+        }
+        (*thread).depth = depth;
+    }
+}
+
+#[inline(always)]
+fn push(thread: *mut Thread, frame: Frame) -> bool {
+    // SAFETY: `thread` is a map value; the index is masked.
+    unsafe {
+        let depth = (*thread).depth;
+        if depth >= MAX_STACK as u64 {
+            return false;
+        }
+        *Thread::frame(thread, masked!(depth, 63)) = frame;
+        (*thread).depth = depth + 1;
+        if frame.probe < WANTED_IMPORT {
+            (*thread).calls += 1;
+        }
+    }
+    true
+}
+
+/// Sends the first `len` bytes of the thread's record.
+#[inline(always)]
+fn send(thread: *mut Thread, len: u64) {
+    let Some(settings) = settings() else { return };
+    let map = (&raw const EVENTS).cast_mut().cast();
+    let len = masked!(len, 4095);
+    // SAFETY: the record is larger than the masked length.
+    unsafe {
+        let waiting = bpf_ringbuf_query(map, 0);
+        let flags = if waiting >= u64::from(settings.wake_at) { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP };
+        if bpf_ringbuf_output(map, Thread::record(thread).cast(), len, u64::from(flags)) == 0 {
+            (*thread).lost = 0;
+        } else {
+            (*thread).lost += 1;
+            count(Counter::LostEvents);
+        }
+    }
+}
+
+#[inline(always)]
+fn header(thread: *mut Thread, kind: u8, tgid: u32, tid: u32, time: u64) -> Header {
+    // SAFETY: `thread` is a map value.
+    let (lost, epoch) = unsafe { ((*thread).lost, (*thread).process.epoch) };
+    let lost = if lost > 0xffff { 0xffff } else { lost as u16 };
+    Header { kind, flags: 0, lost, tgid, tid, epoch, time }
+}
+
+/// The name of a module object into `thread.name`; whether it could be read and fits.
+#[inline(always)]
+fn module_name(thread: *mut Thread, layout: &Layout, module: u64) -> bool {
+    // SAFETY: `thread` is a map value; the length is bounded and masked below the name's size.
+    unsafe {
+        // Word by word: `memset` is a call and a loop, which the verifier walks each time.
+        let words = (&raw mut (*thread).name).cast::<u64>();
+        let mut i = 0;
+        while i < MODULE_NAME_LEN / 8 {
+            words.add(i).write_volatile(0);
+            i += 1;
+        }
+        let Some(name) = pointer(module + u64::from(layout.module_name)) else { return false };
+        let Some(len) = read::<u64>(name + OB_SIZE) else { return false };
+        let Some(state) = read::<u32>(name + u64::from(layout.str_state)) else { return false };
+        if len == 0 || len >= MODULE_NAME_LEN as u64 || state & 0x60 != 0x60 {
+            return false;
+        }
+        // Two reads, so that the verifier sees a bound that is not a power of two.
+        let data = name + u64::from(layout.str_ascii_data);
+        let text = (&raw mut (*thread).name).cast::<u8>();
+        let first = if len > 63 { 63 } else { len };
+        if !read_bytes(text, masked!(first, 63) as u32, data) {
+            return false;
+        }
+        if len > 63 {
+            return read_bytes(text.add(63), masked!(len - 63, 31) as u32 + 1, data + 63) && {
+                // One byte more was read than the name has; it is cut again.
+                let end = if len > 95 { 95 } else { len };
+                *text.add(masked!(end, 127) as usize) = 0;
+                true
+            };
+        }
+        true
+    }
+}
+
+/// A call of importlib's `exec_module(self, module)`.
+#[inline(always)]
+fn enter_import(thread: *mut Thread, layout: &Layout, frame: Frame) {
+    count(Counter::LoaderHits);
+    let mut frame = frame;
+    frame.probe = IMPORT;
+    frame.exit_plan = NO_PLAN;
+    frame.function = 0;
+    if let Some(module) = pointer(frame.args + 8) {
+        // SAFETY: `thread` is a map value.
+        let wanted = module_name(thread, layout, module) && unsafe { MODULES.get(&(*thread).name).is_some() };
+        if wanted {
+            frame.probe = WANTED_IMPORT;
+            frame.function = module;
+        }
+    }
+    if !push(thread, frame) && frame.probe == WANTED_IMPORT {
+        count(Counter::DeepImports);
+        // SAFETY: `thread` is a map value.
+        unsafe { (*thread).deep_import = 1 };
+    }
+}
+
+/// An armed function is called.
+#[uprobe(sleepable)]
+pub fn gate_enter(ctx: ProbeContext) -> u32 {
+    enter(&ctx);
+    0
+}
+
+#[inline(always)]
+fn enter(ctx: &ProbeContext) -> Option<()> {
+    // SAFETY: the registers of the context, as the System V ABI and the vectorcall convention use them.
+    let (function, args, nargsf, kwnames, sp) =
+        unsafe { ((*ctx.regs).rdi, (*ctx.regs).rsi, (*ctx.regs).rdx, (*ctx.regs).rcx, (*ctx.regs).rsp) };
+    let id = bpf_get_current_pid_tgid();
+    let (tgid, tid) = ((id >> 32) as u32, id as u32);
+    let Some(thread) = thread(tgid, tid) else {
+        count(Counter::GateForeign);
+        return None;
+    };
+    count(Counter::GateHits);
+    let Some(info) = function_info(thread, function) else {
+        count(Counter::UnknownFunction);
+        return None;
+    };
+    // SAFETY: `thread` is a map value.
+    let layout = LAYOUTS.get(unsafe { (*thread).process.layout })?;
+    if read::<u64>(function + u64::from(layout.function_code)) != Some(info.code) {
+        count(Counter::OtherCode);
+        return None;
+    }
+    drop_stale(thread, sp);
+    // SAFETY: a helper without arguments.
+    let time = unsafe { bpf_ktime_get_boot_ns() };
+    let frame =
+        Frame { sp, time, function, args, nargsf, kwnames, probe: info.probe, exit_plan: info.exit_plan };
+    if info.flags & function_flags::LOADER != 0 {
+        enter_import(thread, layout, frame);
+        return Some(());
+    }
+    // SAFETY: `thread` is a map value.
+    let (depth, calls) = unsafe { ((*thread).depth, (*thread).calls) };
+    let mut flags = 0;
+    if calls >= u64::from(MAX_DEPTH) || depth >= MAX_STACK as u64 {
+        count(Counter::TooDeep);
+        flags = enter_flags::RECURSION;
+        // SAFETY: `thread` is a map value.
+        if unsafe { (*thread).timeouts } < PATIENCE {
+            let bound = settings()?.long_wait;
+            // SAFETY: `thread` is a map value.
+            let mut ask_for = record(urgent::RECURSION, unsafe { (*thread).process.epoch }, bound, function, 0);
+            if ask(&mut ask_for, sp) == 0 {
+                // SAFETY: `thread` is a map value.
+                unsafe { (*thread).timeouts += 1 };
+            }
+        }
+    }
+    if !push(thread, frame) {
+        return None;
+    }
+    count(Counter::Calls);
+
+    let mut len = size_of::<CallEnter>() as u64;
+    if info.enter_plan != NO_PLAN {
+        let mut machine = Machine {
+            context: Context { thread, layout },
+            plan: PLANS.get_ptr(info.enter_plan)?,
+            function,
+            args,
+            nargsf,
+            kwnames,
+            result: 0,
+            raised: 0,
+        };
+        let (end, cut) = machine.run(len);
+        len = end;
+        if cut {
+            flags |= enter_flags::FIELDS_CUT;
+        }
+    }
+    let enter = CallEnter {
+        header: header(thread, event::ENTER, tgid, tid, time),
+        probe: info.probe,
+        depth: calls as u32,
+        fields: (len - size_of::<CallEnter>() as u64) as u32,
+        flags,
+    };
+    // SAFETY: `thread` is a map value; the record begins with room for any of the heads.
+    unsafe { Thread::record(thread).cast::<CallEnter>().write(enter) };
+    send(thread, len);
+    Some(())
+}
+
+/// An armed function returns.
+#[uretprobe(sleepable)]
+pub fn gate_return(ctx: RetProbeContext) -> u32 {
+    leave(&ctx);
+    0
+}
+
+#[inline(always)]
+fn leave(ctx: &RetProbeContext) -> Option<()> {
+    let id = bpf_get_current_pid_tgid();
+    let (tgid, tid) = ((id >> 32) as u32, id as u32);
+    let thread = THREADS.get_ptr_mut(tid)?;
+    // SAFETY: the registers of the context. `ret` has popped the return address.
+    let (result, sp) = unsafe { ((*ctx.regs).rax, (*ctx.regs).rsp - 8) };
+    // Frames strictly below `sp` are gone without a return probe.
+    drop_stale(thread, sp - 1);
+    // SAFETY: `thread` is a map value; the index is masked.
+    let frame = unsafe {
+        let depth = (*thread).depth;
+        if depth == 0 {
+            return None;
+        }
+        let frame = *Thread::frame(thread, masked!(depth - 1, 63));
+        if frame.sp != sp {
+            return None;
+        }
+        (*thread).depth = depth - 1;
+        frame
+    };
+    // SAFETY: `thread` is a map value.
+    let layout = LAYOUTS.get(unsafe { (*thread).process.layout })?;
+    if frame.probe >= WANTED_IMPORT {
+        return leave_import(thread, layout, &frame, result, sp);
+    }
+    // SAFETY: `thread` is a map value.
+    unsafe { (*thread).calls = (*thread).calls.wrapping_sub(1) };
+    count(Counter::Returns);
+    // SAFETY: a helper without arguments.
+    let time = unsafe { bpf_ktime_get_boot_ns() };
+    let mut len = size_of::<CallReturn>() as u64;
+    let mut flags = 0;
+    if frame.exit_plan != NO_PLAN {
+        let mut machine = Machine {
+            context: Context { thread, layout },
+            plan: PLANS.get_ptr(frame.exit_plan)?,
+            function: frame.function,
+            args: frame.args,
+            nargsf: frame.nargsf,
+            kwnames: frame.kwnames,
+            result,
+            raised: u64::from(result == 0),
+        };
+        let (end, cut) = machine.run(len);
+        len = end;
+        if cut {
+            flags |= enter_flags::FIELDS_CUT;
+        }
+    }
+    let leave = CallReturn {
+        header: header(thread, event::RETURN, tgid, tid, time),
+        call: frame.time,
+        probe: frame.probe,
+        outcome: if result == 0 { outcome::RAISED } else { outcome::RETURNED },
+        fields: (len - size_of::<CallReturn>() as u64) as u32,
+        flags,
+    };
+    // SAFETY: `thread` is a map value; the record begins with room for any of the heads.
+    unsafe { Thread::record(thread).cast::<CallReturn>().write(leave) };
+    send(thread, len);
+    Some(())
+}
+
+/// A module body has run: if the module is in the catalogue, wait until its functions are armed.
+#[inline(always)]
+fn leave_import(thread: *mut Thread, layout: &Layout, frame: &Frame, result: u64, sp: u64) -> Option<()> {
+    let bound = settings()?.module_wait;
+    // SAFETY: `thread` is a map value.
+    let (epoch, deep, timeouts) =
+        unsafe { ((*thread).process.epoch, (*thread).deep_import, (*thread).timeouts) };
+    if (frame.probe != WANTED_IMPORT || result == 0) && deep == 0 {
+        return None;
+    }
+    // A process that waited in vain waits less the next time.
+    let bound = bound >> if timeouts > 6 { 6 } else { timeouts };
+    let mut ask_for = record(urgent::MODULE, epoch, bound, frame.function, deep);
+    if frame.probe == WANTED_IMPORT && module_name(thread, layout, frame.function) {
+        // SAFETY: `thread` is a map value.
+        ask_for.name = unsafe { (*thread).name };
+    }
+    // SAFETY: `thread` is a map value.
+    unsafe { (*thread).deep_import = 0 };
+    if ask(&mut ask_for, sp) == 0 {
+        // SAFETY: `thread` is a map value.
+        unsafe { (*thread).timeouts += 1 };
+    }
+    Some(())
+}

@@ -1,0 +1,5 @@
+//! The programs.
+
+mod gate;
+mod process;
+mod wait;

@@ -1,0 +1,179 @@
+//! Probes in which the thread waits until user space has done something, at most for a bound.
+//!
+//! The wait is a bounded poll of a map. Each round reads one word of the process's own stack with
+//! `bpf_copy_from_user_task`, which may sleep: where the kernel does not preempt (`preempt=none`), this is what lets the
+//! agent's thread run on this CPU. The programs are therefore sleepable uprobes (Linux 6.0).
+
+use core::ffi::c_void;
+
+use aya_ebpf::{
+    bindings::BPF_RB_FORCE_WAKEUP,
+    helpers::{
+        bpf_get_current_pid_tgid,
+        generated::{
+            bpf_copy_from_user_task, bpf_get_current_task_btf, bpf_ktime_get_boot_ns, bpf_loop, bpf_ringbuf_output,
+        },
+    },
+    macros::uprobe,
+    programs::ProbeContext,
+};
+use floe_ebpf::{ACK_SLOTS, Counter, MODULE_NAME_LEN, Urgent, process_flags, urgent};
+
+use crate::maps::{ACKS, PROCESSES, RENDEZVOUS, URGENT, add, count, settings};
+
+/// Rounds of the poll at most (the kernel's limit for `bpf_loop` is 2^23); the clock ends it long before.
+const ROUNDS: u32 = 1 << 22;
+
+#[repr(C)]
+struct Wait {
+    slot: u32,
+    done: u32,
+    token: u64,
+    until: u64,
+    stack: u64,
+    scratch: u64,
+}
+
+unsafe extern "C" fn wait_step(_index: u32, wait: *mut c_void) -> i64 {
+    // SAFETY: the context that `ask` passed.
+    unsafe {
+        let wait = &mut *wait.cast::<Wait>();
+        if let Some(ack) = ACKS.get_ptr(wait.slot) {
+            if core::ptr::read_volatile(ack) == wait.token {
+                wait.done = 1;
+                return 1;
+            }
+        }
+        if bpf_ktime_get_boot_ns() > wait.until {
+            return 1;
+        }
+        let task = bpf_get_current_task_btf();
+        bpf_copy_from_user_task((&raw mut wait.scratch).cast(), 8, wait.stack as *const c_void, task, 0);
+        0
+    }
+}
+
+/// Sends `record` and waits for the answer. Whether it came.
+#[inline(never)]
+pub extern "C" fn ask(record: &mut Urgent, stack: u64) -> u32 {
+    // SAFETY: plain helper calls; the record is initialised.
+    unsafe {
+        let now = bpf_ktime_get_boot_ns();
+        record.token = now;
+        let sent = bpf_ringbuf_output(
+            (&raw const URGENT).cast_mut().cast(),
+            core::ptr::from_mut(record).cast(),
+            size_of::<Urgent>() as u64,
+            u64::from(BPF_RB_FORCE_WAKEUP),
+        );
+        if sent != 0 {
+            count(Counter::LostUrgent);
+            return 0;
+        }
+        count(Counter::Waits);
+        let mut wait = Wait {
+            slot: record.tid & (ACK_SLOTS - 1),
+            done: 0,
+            token: now,
+            until: now + record.bound,
+            stack,
+            scratch: 0,
+        };
+        bpf_loop(ROUNDS, wait_step as *mut c_void, (&raw mut wait).cast(), 0);
+        add(Counter::WaitNanos, bpf_ktime_get_boot_ns() - now);
+        if wait.done == 0 {
+            count(Counter::WaitTimeouts);
+        }
+        wait.done
+    }
+}
+
+/// A record of this kind for the current thread.
+#[inline(always)]
+pub fn record(kind: u32, epoch: u32, bound: u64, arg0: u64, arg1: u64) -> Urgent {
+    let id = bpf_get_current_pid_tgid();
+    Urgent {
+        kind,
+        tgid: (id >> 32) as u32,
+        tid: id as u32,
+        epoch,
+        token: 0,
+        bound,
+        arg0,
+        arg1,
+        name: [0; MODULE_NAME_LEN],
+    }
+}
+
+#[inline(always)]
+fn tgid() -> u32 {
+    (bpf_get_current_pid_tgid() >> 32) as u32
+}
+
+/// `Py_RunMain`: the interpreter is initialised, no user code has run.
+#[uprobe(sleepable)]
+pub fn run_main(ctx: ProbeContext) -> u32 {
+    // SAFETY: the map is not resized; a value that changes meanwhile is a flag or an identity that is checked again.
+    let Some(process) = (unsafe { PROCESSES.get(tgid()) }) else {
+        count(Counter::RunMainForeign);
+        return 0;
+    };
+    if process.flags & process_flags::SELECTED == 0 {
+        count(Counter::RunMainForeign);
+        return 0;
+    }
+    count(Counter::RunMain);
+    let Some(settings) = settings() else { return 0 };
+    let mut record = record(urgent::RUN_MAIN, process.epoch, settings.long_wait, 0, 0);
+    // SAFETY: the context's registers.
+    ask(&mut record, unsafe { (*ctx.regs).rsp });
+    0
+}
+
+/// A function that switches C stacks is called: wait until nothing is armed any more.
+#[uprobe(sleepable)]
+pub fn stack_switch(ctx: ProbeContext) -> u32 {
+    // SAFETY: as in `run_main`.
+    let Some(process) = (unsafe { PROCESSES.get(tgid()) }) else { return 0 };
+    if process.flags & process_flags::READY == 0 || process.flags & process_flags::SWITCHES_STACKS != 0 {
+        return 0;
+    }
+    count(Counter::Switches);
+    let Some(settings) = settings() else { return 0 };
+    let mut record = record(urgent::SWITCH, process.epoch, settings.long_wait, 0, 0);
+    // SAFETY: the context's registers.
+    ask(&mut record, unsafe { (*ctx.regs).rsp });
+    0
+}
+
+/// `sys.setrecursionlimit` or `_thread.stack_size` is called in a process with `eval_frame` set.
+#[uprobe(sleepable)]
+pub fn stack_config(ctx: ProbeContext) -> u32 {
+    // SAFETY: as in `run_main`.
+    let Some(process) = (unsafe { PROCESSES.get(tgid()) }) else { return 0 };
+    if process.flags & process_flags::GUARD_STACK == 0 {
+        return 0;
+    }
+    let Some(settings) = settings() else { return 0 };
+    // SAFETY: the context's registers.
+    let (argument, rsp) = unsafe { ((*ctx.regs).rsi, (*ctx.regs).rsp) };
+    let mut record = record(urgent::STACK_CONFIG, process.epoch, settings.long_wait, argument, 0);
+    ask(&mut record, rsp);
+    0
+}
+
+/// A function that is only called with the GIL held: the meeting point that user space asked for.
+#[uprobe(sleepable)]
+pub fn rendezvous(ctx: ProbeContext) -> u32 {
+    let tgid = tgid();
+    if RENDEZVOUS.remove(tgid).is_err() {
+        return 0; // not wanted, or another thread was first
+    }
+    // SAFETY: as in `run_main`.
+    let Some(process) = (unsafe { PROCESSES.get(tgid) }) else { return 0 };
+    let Some(settings) = settings() else { return 0 };
+    let mut record = record(urgent::RENDEZVOUS, process.epoch, settings.long_wait, 0, 0);
+    // SAFETY: the context's registers.
+    ask(&mut record, unsafe { (*ctx.regs).rsp });
+    0
+}
