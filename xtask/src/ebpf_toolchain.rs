@@ -30,8 +30,8 @@ pub struct Compiler {
 pub enum CompilerKind {
     /// A rustc with a prebuilt `core` for the target, as Debian packages it.
     Prebuilt(PathBuf),
-    /// A nightly toolchain of rustup, by name, that builds `core` from its `rust-src`.
-    Nightly(String),
+    /// A nightly toolchain of rustup, by its folder of programs, that builds `core` from its `rust-src`.
+    Nightly(PathBuf),
 }
 
 /// Finds a compiler: `FLOE_BPF_RUSTC` (a path, or the name of a rustup toolchain) if it is set, else Debian's, else
@@ -59,8 +59,9 @@ fn nightly(toolchain: &str) -> Option<Compiler> {
     let run = |argument: &[&str]| output(Command::new("rustup").args(["run", toolchain, "rustc"]).args(argument));
     let llvm = llvm_of_usable(&run(&["-vV"])?)?;
     let sysroot = run(&["--print", "sysroot"])?;
-    let has_source = Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/core/Cargo.toml").is_file();
-    has_source.then(|| Compiler { kind: CompilerKind::Nightly(toolchain.to_owned()), llvm })
+    let sysroot = Path::new(sysroot.trim());
+    let has_source = sysroot.join("lib/rustlib/src/rust/library/core/Cargo.toml").is_file();
+    has_source.then(|| Compiler { kind: CompilerKind::Nightly(sysroot.join("bin")), llvm })
 }
 
 /// The LLVM of a rustc that is not too old, from `rustc -vV`.

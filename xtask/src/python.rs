@@ -220,21 +220,26 @@ fn environment(progress: &Progress, spec: &Spec, interpreter: &Interpreter) -> R
     let folder = target().join(format!("python/{}-py3{minor}-{:08x}", spec.name, fnv(&made_of)));
     let bin = folder.join("bin");
     let stamp = folder.join("complete");
-    let label = format!("Python environment {}, CPython {interpreter}", spec.name);
+    let label = format!("Python environment {}", spec.name);
     if stamp.exists() {
-        progress.ready("Python environment", &format!("{}, CPython {interpreter}", spec.name));
+        progress.ready(&label, &format!("CPython {interpreter}"));
         return Ok(Environment { bin });
     }
     if folder.exists() {
         fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
     }
-    progress.run(&format!("{label}: create"), without_python(&interpreter.path).args(["-m", "venv"]).arg(&folder))?;
+    progress.run(
+        &format!("{label}, CPython {interpreter}"),
+        without_python(&interpreter.path).args(["-m", "venv"]).arg(&folder),
+    )?;
     let mut pip = without_python(&bin.join("python"));
-    pip.args(["-m", "pip", "install", "--no-input", "--disable-pip-version-check", "--requirement"]).arg(&spec.file);
+    pip.args(["-m", "pip", "install", "--no-input", "--disable-pip-version-check", "--progress-bar", "off"])
+        .arg("--requirement")
+        .arg(&spec.file);
     if spec.directives.no_deps {
         pip.arg("--no-deps");
     }
-    progress.run(&format!("{label}: install packages (a minute or two)"), &mut pip)?;
+    progress.run(&format!("{label}, packages"), &mut pip)?;
     fs::write(&stamp, made_of)?;
     Ok(Environment { bin })
 }

@@ -74,7 +74,9 @@ fn install(progress: &Progress, dry_run: bool) -> Result<()> {
 fn describe(compiler: &Compiler) -> String {
     match &compiler.kind {
         CompilerKind::Prebuilt(rustc) => format!("{}, LLVM {}", rustc.display(), compiler.llvm),
-        CompilerKind::Nightly(toolchain) => format!("rustup's {toolchain}, LLVM {}", compiler.llvm),
+        CompilerKind::Nightly(programs) => {
+            format!("{} with rust-src, LLVM {}", programs.join("rustc").display(), compiler.llvm)
+        }
     }
 }
 
@@ -95,6 +97,15 @@ impl<'a> Installer<'a> {
 
 impl Installer<'_> {
     fn compiler(&self) -> Result<Compiler> {
+        if let Some(rustc) = env::var_os("FLOE_BPF_RUSTC") {
+            bail!(
+                "FLOE_BPF_RUSTC is {}, which is not a rustc {}.{} or later with `core` for {TARGET}, nor a rustup toolchain \
+                 with rust-src. Unset it to have one installed",
+                rustc.display(),
+                RUSTC_VERSION.0,
+                RUSTC_VERSION.1
+            );
+        }
         if in_path("apt-get").is_some() && self.apt_offers_compiler()? {
             self.apt(RUSTC_PACKAGES)?;
         } else if in_path("rustup").is_some() {
@@ -111,7 +122,7 @@ impl Installer<'_> {
             );
         }
         if self.dry_run {
-            return Ok(Compiler { kind: CompilerKind::Nightly(NIGHTLY.to_owned()), llvm: EXPECTED_LLVM });
+            return Ok(Compiler { kind: CompilerKind::Nightly(PathBuf::new()), llvm: EXPECTED_LLVM });
         }
         find_compiler().with_context(|| {
             format!(
@@ -124,6 +135,13 @@ impl Installer<'_> {
     fn linker(&self, llvm: u32) -> Result<()> {
         let (major, minor, patch) = LINKER_VERSION;
         let version = format!("{major}.{minor}.{patch}");
+        if let Some(linker) = env::var_os("FLOE_BPF_LINKER") {
+            bail!(
+                "FLOE_BPF_LINKER is {}, which is not a bpf-linker {version} or later that runs. Unset it to have one \
+                 installed",
+                linker.display()
+            );
+        }
         if !LINKER_LLVM.contains(&llvm) {
             bail!(
                 "bpf-linker {version} can be built against LLVM {} to {}, but the rustc for eBPF has LLVM {llvm}. Choose \
@@ -168,7 +186,7 @@ impl Installer<'_> {
             .arg(&build)
             .env("PATH", path)
             .env("RUSTFLAGS", flags);
-        self.run(&format!("bpf-linker {version}, built against LLVM {llvm} (a minute or two)"), &mut install)?;
+        self.run(&format!("bpf-linker {version}, built against LLVM {llvm}"), &mut install)?;
         if self.dry_run {
             return Ok(());
         }

@@ -10,6 +10,5 @@ pub mod event;
 mod load;
 mod ring;
 
-
 pub use load::{Kernel, KernelError, LinkId, Site, WaitBounds, load};
 pub use ring::{EventReader, UrgentReader};
