@@ -69,7 +69,7 @@ fn build(workspace: &Path, target_dir: &Path, compiler: &Compiler, linker: &Path
     // bpf_loop takes its callback's address from BTF's func_info, which the linker makes of full debug information. The
     // profile of the workspace is for user space; what matters for the verifier is fixed here.
     let arch = env::var("CARGO_CFG_TARGET_ARCH").expect("cargo sets CARGO_CFG_TARGET_ARCH");
-    let flags = [&format!("--cfg=bpf_target_arch=\"{arch}\""), "-Cdebuginfo=2", "-Clink-arg=--btf"];
+    let flags = [&format!("--cfg=bpf_target_arch=\"{arch}\""), "-Ctarget-cpu=v3", "-Cdebuginfo=2", "-Clink-arg=--btf"];
     cargo.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"));
     for (setting, value) in [
         ("DEBUG", "2"),

@@ -1,3 +1,5 @@
 //! The `floe-agent` command.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    floe_agent::cli::main().into()
+}

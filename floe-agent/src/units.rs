@@ -71,3 +71,9 @@ impl UserAddr {
         self.0 == 0
     }
 }
+
+/// The time now.
+pub fn boot_now() -> BootNanos {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    BootNanos(now.tv_sec.cast_unsigned() * 1_000_000_000 + now.tv_nsec.cast_unsigned())
+}

@@ -224,7 +224,8 @@ fn leaf(machine: &Machine, layout: &Layout, object: u64, operation: *const floe_
 #[inline(always)]
 fn leaf_value(machine: &Machine, layout: &Layout, object: u64, operation: *const floe_ebpf::Op) -> Option<()> {
     // SAFETY: an element of PLANS.
-    let (field, key, hop, max) = unsafe { ((*operation).field, (*operation).arg, (*operation).hop, (*operation).max) };
+    let (field, key, hop, max) =
+        unsafe { ((*operation).field, (*operation).arg, (*operation).hop, (*operation).max) };
     // SAFETY: a map value.
     let process = unsafe { &(*machine.context.thread).process };
     if object == process.none {

@@ -129,6 +129,8 @@ pub const NO_PLAN: u32 = u32::MAX;
 pub mod function_flags {
     /// importlib's `exec_module`: not a span, but the way modules arrive.
     pub const LOADER: u32 = 1;
+    /// Disarmed in this process, though armed in one it was forked from; or still called through the gate.
+    pub const DISARMED: u32 = 2;
 }
 
 shared! {

@@ -1,1 +1,110 @@
 //! The command line.
+//!
+//! `exec` and `attach` differ only in which processes they select and when they end; both are a [`session::Session`].
+
+mod attach;
+mod exec;
+mod session;
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Traces Python data pipelines from the outside.
+///
+/// Watches functions of dbt (and any that you name) in running interpreters with eBPF uprobes and turns their calls into
+/// OpenTelemetry spans. Nothing in the traced program changes: no code, no environment variable, no restart.
+#[derive(Debug, Parser)]
+#[command(name = "floe-agent", version, max_term_width = 100)]
+#[command(after_help = "Needs root, or CAP_SYS_ADMIN, CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH; Linux 6.0 or later on x86-64.")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Say more on stderr; twice: everything. `RUST_LOG` sets it in detail.
+    #[arg(short, long, action = clap::ArgAction::Count, global = true)]
+    verbose: u8,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a command and trace it and its descendants; the exit code is the command's.
+    Exec {
+        #[command(flatten)]
+        options: TraceOptions,
+        /// The command and its arguments.
+        #[arg(last = true, required = true, value_name = "COMMAND")]
+        command: Vec<std::ffi::OsString>,
+    },
+    /// Trace a running process and its descendants until it ends or Ctrl-C is pressed.
+    Attach {
+        #[command(flatten)]
+        options: TraceOptions,
+        /// The process.
+        #[arg(value_name = "PID")]
+        pid: u32,
+    },
+}
+
+/// Where to write, and what to trace.
+#[derive(Args, Debug)]
+struct TraceOptions {
+    /// Where finished spans go: `console` (a tree on stderr) or a file name ending in `.jsonl` (OTLP/JSON, one export
+    /// request a line). May be given several times. Default: `console`, if no `--otlp` is given.
+    #[arg(short, long, value_name = "console|FILE.jsonl")]
+    output: Vec<String>,
+    /// Send spans to this OTLP/gRPC endpoint, for example `http://localhost:4317`.
+    #[arg(long, value_name = "ENDPOINT", env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
+    otlp: Option<String>,
+    /// Watch this function as well: `package.module:Class.method`, or with attributes
+    /// `package.module:function(user=arg0.name, rows=len(return))`. May be given several times.
+    #[arg(short, long, value_name = "SPEC")]
+    probe: Vec<String>,
+    /// Read probes from this pack as well; a pack with the name of a built-in one replaces it.
+    #[arg(long, value_name = "FILE.yaml")]
+    pack: Vec<PathBuf>,
+    /// Leave the built-in packs out: watch only what `--probe` and `--pack` name.
+    #[arg(long)]
+    no_packs: bool,
+    /// CPython 3.11 only: leave the inlining of calls on. Calls from Python to Python are then not seen.
+    #[arg(long)]
+    keep_inlining: bool,
+    /// Write the agent's own counters and its verdict on each process to this file, as JSON, at the end.
+    #[arg(long, value_name = "FILE.json")]
+    stats: Option<PathBuf>,
+}
+
+/// Exit code for bad input and for what cannot be done.
+const BAD_INPUT: u8 = 2;
+
+/// Runs the program; gives its exit code.
+pub fn main() -> u8 {
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == crate::kernel::trial::ARGUMENT) {
+        crate::kernel::trial::child();
+    }
+    let cli = Cli::parse();
+    start_log(cli.verbose);
+    let result = match cli.command {
+        Command::Exec { options, command } => exec::run(&options, &command),
+        Command::Attach { options, pid } => attach::run(&options, pid),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("floe-agent: {error:#}");
+        BAD_INPUT
+    })
+}
+
+fn start_log(verbose: u8) {
+    let default = match verbose {
+        0 => "floe_agent=warn,error",
+        1 => "floe_agent=info,warn",
+        _ => "floe_agent=debug,info",
+    };
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .without_time()
+        .init();
+}

@@ -9,6 +9,8 @@ pub mod decode;
 pub mod event;
 mod load;
 mod ring;
+pub mod trial;
 
-pub use load::{Kernel, KernelError, LinkId, Site, WaitBounds, load};
+
+pub use load::{Counters, Kernel, KernelError, LinkId, Site, WaitBounds, load};
 pub use ring::{EventReader, UrgentReader};

@@ -17,7 +17,10 @@ use super::{
 fn wait(ring: &RingBuf<MapData>, timeout: Duration) {
     // SAFETY: the ring owns the descriptor and outlives the borrow.
     let fd = unsafe { BorrowedFd::borrow_raw(ring.as_raw_fd()) };
-    let timeout = Timespec { tv_sec: timeout.as_secs().cast_signed(), tv_nsec: i64::from(timeout.subsec_nanos()) };
+    let timeout = Timespec {
+        tv_sec: timeout.as_secs().cast_signed(),
+        tv_nsec: i64::from(timeout.subsec_nanos()),
+    };
     // An error (EINTR) is like a time-out: the caller looks at the ring and comes back.
     let _ = poll(&mut [PollFd::new(&fd.as_fd(), PollFlags::IN)], Some(&timeout));
 }

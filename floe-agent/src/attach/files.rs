@@ -1,0 +1,205 @@
+//! Interpreter files, and the probes on them: one gate per file, for all processes.
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    os::fd::AsRawFd as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use crate::{
+    kernel::{Kernel, KernelError, LinkId, Site},
+    python::{
+        elf::{ElfFile, FileIdentity},
+        gate::Gate,
+        identify::{InterpreterFile, Refusal, is_launcher, library_of_launcher},
+        memory::Memory,
+    },
+    units::{FileOffset, Pid},
+};
+
+/// A file that is kept open, so that probes can be attached to it by its inode whatever happens to its path.
+pub(super) struct OpenFile(File);
+
+impl OpenFile {
+    pub(super) fn open(path: &Path) -> std::io::Result<Self> {
+        File::open(path).map(Self)
+    }
+
+    pub(super) fn identity(&self) -> std::io::Result<FileIdentity> {
+        FileIdentity::of(&self.0)
+    }
+
+    /// A path that leads to this inode.
+    pub(super) fn path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}", self.0.as_raw_fd()))
+    }
+}
+
+/// What an executable or library turned out to be.
+pub(super) enum Known {
+    /// It holds CPython.
+    Interpreter(Box<KnownInterpreter>),
+    /// It loads CPython from a library.
+    Launcher,
+    /// It is something else, or a build that is refused; why.
+    Other(Refusal),
+}
+
+/// An interpreter file with its probes.
+pub(super) struct KnownInterpreter {
+    pub(super) file: Arc<InterpreterFile>,
+    open: OpenFile,
+    run_main: Option<LinkId>,
+    gate: Option<(FileOffset, [LinkId; 2])>,
+}
+
+impl KnownInterpreter {
+    /// A path that leads to the file's inode.
+    pub(super) fn path(&self) -> PathBuf {
+        self.open.path()
+    }
+
+    /// Attaches the gate's programs, once per file, and checks in `memory` that the breakpoint is there: an attach
+    /// before any process maps the file can succeed and never fire.
+    pub(super) fn attach_gate(
+        &mut self,
+        kernel: &mut Kernel,
+        memory: &dyn Memory,
+        gate: &Gate,
+    ) -> Result<(), Refusal> {
+        let no_gate = |why: String| Refusal::GateProbe { why };
+        if self.gate.is_none() {
+            let path = self.path();
+            let attach = |kernel: &mut Kernel, site| {
+                kernel.attach(site, &path, gate.offset, None).map_err(|error| no_gate(error.to_string()))
+            };
+            let enter = attach(kernel, Site::GateEnter)?;
+            let leave = match attach(kernel, Site::GateReturn) {
+                Ok(link) => link,
+                Err(error) => {
+                    kernel.detach(enter);
+                    return Err(error);
+                }
+            };
+            self.gate = Some((gate.offset, [enter, leave]));
+        }
+        let mut byte = [0];
+        let there = memory.read(gate.gate, &mut byte).is_ok() && matches!(byte[0], 0xcc | 0xe8 | 0xe9);
+        if there {
+            return Ok(());
+        }
+        if let Some((_, links)) = self.gate.take() {
+            for link in links {
+                kernel.detach(link);
+            }
+        }
+        Err(no_gate(format!(
+            "the kernel accepted the probe at {}, but the process has the byte {:02x} there and no breakpoint",
+            gate.gate, byte[0]
+        )))
+    }
+}
+
+/// All files that were looked at.
+#[derive(Default)]
+pub(super) struct Files(HashMap<FileIdentity, Known>);
+
+impl Files {
+    /// The interpreter files, for looking them up in a process's mappings.
+    pub(super) fn interpreters(&self) -> Vec<Arc<InterpreterFile>> {
+        self.0
+            .values()
+            .filter_map(|known| match known {
+                Known::Interpreter(known) => Some(known.file.clone()),
+                Known::Launcher | Known::Other(_) => None,
+            })
+            .collect()
+    }
+
+    pub(super) fn get_mut(&mut self, identity: FileIdentity) -> Option<&mut KnownInterpreter> {
+        match self.0.get_mut(&identity)? {
+            Known::Interpreter(known) => Some(known),
+            Known::Launcher | Known::Other(_) => None,
+        }
+    }
+
+    /// Looks at a program that was just started, by its executable: attaches to a new interpreter file. Gives whether the
+    /// interpreter is in a library that is yet to be mapped.
+    pub(super) fn examine(&mut self, kernel: &mut Kernel, pid: Pid) -> Result<bool, KernelError> {
+        let Ok(open) = OpenFile::open(Path::new(&format!("/proc/{pid}/exe"))) else { return Ok(false) };
+        let Ok(identity) = open.identity() else { return Ok(false) };
+        if let Some(known) = self.0.get(&identity) {
+            return Ok(matches!(known, Known::Launcher));
+        }
+        let path = open.path();
+        let refusal = match InterpreterFile::read(&path) {
+            Ok(file) => {
+                self.add(kernel, Arc::new(file), open)?;
+                return Ok(false);
+            }
+            Err(refusal) => refusal,
+        };
+        let Ok(elf) = ElfFile::read(&path, &[]) else {
+            self.0.insert(identity, Known::Other(refusal));
+            return Ok(false);
+        };
+        if !is_launcher(&elf) {
+            self.0.insert(identity, Known::Other(refusal));
+            return Ok(false);
+        }
+        self.0.insert(identity, Known::Launcher);
+        let program = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+        let root = PathBuf::from(format!("/proc/{pid}/root"));
+        if let Some(library) = library_of_launcher(&elf, &program, &root) {
+            self.examine_library(kernel, &library)?;
+        }
+        Ok(true)
+    }
+
+    fn examine_library(&mut self, kernel: &mut Kernel, path: &Path) -> Result<(), KernelError> {
+        let Ok(open) = OpenFile::open(path) else { return Ok(()) };
+        let Ok(identity) = open.identity() else { return Ok(()) };
+        if self.0.contains_key(&identity) {
+            return Ok(());
+        }
+        if let Ok(file) = InterpreterFile::read(&open.path()) {
+            self.add(kernel, Arc::new(file), open)?;
+        }
+        Ok(())
+    }
+
+    /// Makes an interpreter file known and attaches to its `Py_RunMain`.
+    fn add(&mut self, kernel: &mut Kernel, file: Arc<InterpreterFile>, open: OpenFile) -> Result<(), KernelError> {
+        let run_main = match file.run_main() {
+            Some(offset) => Some(kernel.attach(Site::RunMain, &open.path(), offset, None)?),
+            None => None,
+        };
+        tracing::debug!(
+            "interpreter file {}: Py_RunMain {}",
+            open.path().read_link().unwrap_or_default().display(),
+            if run_main.is_some() { "probed" } else { "is missing" }
+        );
+        self.0.insert(file.identity(), Known::Interpreter(Box::new(KnownInterpreter { file, open, run_main, gate: None })));
+        Ok(())
+    }
+
+    /// Makes the interpreter file of a process known, found in its mappings.
+    pub(super) fn ensure(
+        &mut self,
+        kernel: &mut Kernel,
+        file: &Arc<InterpreterFile>,
+        path: &Path,
+    ) -> Result<(), KernelError> {
+        if self.0.contains_key(&file.identity()) {
+            return Ok(());
+        }
+        match OpenFile::open(path) {
+            Ok(open) if open.identity().is_ok_and(|identity| identity == file.identity()) => {
+                self.add(kernel, file.clone(), open)
+            }
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! `floe-agent exec`: runs a command and traces it.
+
+use std::{
+    ffi::OsString,
+    os::unix::process::ExitStatusExt as _,
+    process::{Command, ExitStatus},
+};
+
+use anyhow::{Context as _, Result};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{TraceOptions, session::Session};
+use crate::units::Pid;
+
+pub(super) fn run(options: &TraceOptions, command: &[OsString]) -> Result<u8> {
+    let (program, arguments) = command.split_first().context("no command given")?;
+    let session = Session::start(options)?;
+    let status = supervise(&session, program, arguments);
+    session.finish()?;
+    Ok(exit_code(status?))
+}
+
+/// Starts the command, passes signals on, and waits for it.
+fn supervise(session: &Session, program: &OsString, arguments: &[OsString]) -> Result<ExitStatus> {
+    let runtime = session.runtime();
+    let (mut interrupt, mut terminate) = {
+        let _inside = runtime.enter();
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+    };
+    // The fork program selects the child in the moment it is made: not one instruction of it is missed.
+    session.attach.select_children_of(Some(Pid(std::process::id())))?;
+    let child = Command::new(program).args(arguments).spawn();
+    session.attach.select_children_of(None)?;
+    let mut child = child.with_context(|| {
+        format!("cannot run `{}`; check the command's name and that it is in PATH", program.to_string_lossy())
+    })?;
+    let pid = child.id().cast_signed();
+    let (done, mut ended) = tokio::sync::oneshot::channel();
+    let waiter = std::thread::spawn(move || {
+        let _ = done.send(child.wait());
+    });
+    let status = runtime.block_on(async {
+        loop {
+            tokio::select! {
+                status = &mut ended => return status,
+                // The terminal sends Ctrl-C to the command as well; the agent stays to see how it ends.
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {
+                    // SAFETY: a plain system call; the child is not reaped before `ended`.
+                    unsafe { libc::kill(pid, libc::SIGTERM) };
+                }
+            }
+        }
+    });
+    let _ = waiter.join();
+    Ok(status.context("the command could not be waited for")??)
+}
+
+/// As a shell gives it: 128 and the signal's number if a signal ended it.
+fn exit_code(status: ExitStatus) -> u8 {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => code as u8,
+        (None, Some(signal)) => 128u8.wrapping_add(signal as u8),
+        (None, None) => 1,
+    }
+}

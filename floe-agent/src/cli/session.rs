@@ -1,0 +1,229 @@
+//! One tracing session: outputs, kernel, the arming thread, and the thread that makes spans.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant, SystemTime},
+};
+
+use anyhow::{Context as _, Result};
+use serde_json::json;
+
+use super::TraceOptions;
+use crate::{
+    attach::{self, AttachThread, News, Request},
+    catalogue::Catalogue,
+    export::{ExportReport, Finish, Output, OtlpTarget, Pipeline},
+    kernel::{self, Counters, EventReader, WaitBounds, event::Event, trial},
+    trace::{Assembler, AssemblerStats, Clock},
+    units::{Pid, boot_now},
+};
+
+/// How often the event thread looks at the ring buffer when nothing wakes it.
+const PERIOD: Duration = Duration::from_millis(5);
+/// How often the two clocks are compared.
+const CLOCK_PERIOD: Duration = Duration::from_secs(1);
+
+/// A running session.
+pub(super) struct Session {
+    pub(super) attach: AttachThread,
+    events: JoinHandle<(Assembler, EventReader)>,
+    stop: Arc<AtomicBool>,
+    pipeline: Arc<Pipeline>,
+    counters: Counters,
+    runtime: tokio::runtime::Runtime,
+    stats: Option<std::path::PathBuf>,
+    started: Instant,
+}
+
+fn clock() -> Clock {
+    // The wall clock is read between two readings of the other one, which then differ by less than the error matters.
+    let before = boot_now();
+    let wall = SystemTime::now();
+    let after = boot_now();
+    Clock::new(crate::units::BootNanos(before.0.midpoint(after.0)), wall)
+}
+
+fn outputs(options: &TraceOptions) -> Result<Vec<Output>> {
+    let mut outputs = options.output.iter().map(|text| Output::parse(text)).collect::<Result<Vec<_>, _>>()?;
+    if let Some(target) = OtlpTarget::resolve(options.otlp.as_deref())? {
+        outputs.push(Output::Otlp(target));
+    }
+    if outputs.is_empty() {
+        outputs.push(Output::parse("console")?);
+    }
+    Ok(outputs)
+}
+
+impl Session {
+    /// Sets everything up. Nothing has been traced if this fails.
+    pub(super) fn start(options: &TraceOptions) -> Result<Self> {
+        let catalogue = if options.no_packs {
+            Catalogue::load_only(&options.pack, &options.probe)
+        } else {
+            Catalogue::load(&options.pack, &options.probe)
+        }?;
+        let catalogue = Arc::new(catalogue);
+        let outputs = outputs(options)?;
+        if let Some(path) = &options.stats {
+            std::fs::File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .context("cannot start the export thread")?;
+        let bounds = WaitBounds::default();
+        let (mut kernel, urgent, events, counters) = kernel::load(bounds)?;
+        let trial = trial::run(&mut kernel)?;
+        let pipeline = {
+            let _inside = runtime.enter();
+            Arc::new(Pipeline::start(&outputs)?)
+        };
+        let (news_in, news) = mpsc::channel();
+        let options_ = attach::Options { keep_inlining: options.keep_inlining, bounds };
+        let attach = attach::start(kernel, urgent, catalogue.clone(), trial, options_, news_in)?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let events = {
+            let (stop, pipeline, requests) = (stop.clone(), pipeline.clone(), attach.requests());
+            std::thread::Builder::new()
+                .name("floe-events".into())
+                .spawn(move || make_spans(events, &catalogue, &news, &requests, &pipeline, &stop))
+                .context("cannot start the event thread")?
+        };
+        Ok(Self {
+            attach,
+            events,
+            stop,
+            pipeline,
+            counters,
+            runtime,
+            stats: options.stats.clone(),
+            started: Instant::now(),
+        })
+    }
+
+    /// The runtime that exports; also for waiting.
+    pub(super) fn runtime(&self) -> &tokio::runtime::Runtime {
+        &self.runtime
+    }
+
+    /// Ends tracing: what is open ends now, everything is written, the summary is printed.
+    pub(super) fn finish(self) -> Result<()> {
+        let Self { attach, events, stop, pipeline, counters, runtime, stats, started } = self;
+        let report = attach.stop();
+        stop.store(true, Ordering::Release);
+        let (assembler, reader) = events.join().map_err(|_| anyhow::anyhow!("the event thread panicked"))?;
+        let counters: BTreeMap<_, _> = counters.read().into_iter().map(|(c, n)| (c.name(), n)).collect();
+        let lost = counters["events_lost"] + counters["urgent_events_lost"] + reader.undecodable;
+        let finish = Finish { lost_events: lost, ..Finish::default() };
+        let pipeline = Arc::into_inner(pipeline).context("the event thread still exports")?;
+        let reports = runtime.block_on(pipeline.shutdown(finish));
+        for report in reports.iter().filter(|report| !report.complete()) {
+            eprintln!("floe-agent: {report}");
+        }
+        if lost > 0 {
+            eprintln!("floe-agent: {lost} events were lost; the traces they belong to are marked floe.trace.incomplete");
+        }
+        let late = counters["wait_timeouts"];
+        if late > 0 {
+            tracing::info!("{late} times a process did not wait for the agent as long as the agent took");
+        }
+        if let Some(path) = stats {
+            let text = stats_json(&counters, &assembler.stats(), &report, &reports, started.elapsed());
+            std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        Ok(())
+    }
+}
+
+/// The body of the event thread: kernel → spans → outputs.
+fn make_spans(
+    mut reader: EventReader,
+    catalogue: &Arc<Catalogue>,
+    news: &mpsc::Receiver<News>,
+    requests: &mpsc::Sender<Request>,
+    pipeline: &Pipeline,
+    stop: &AtomicBool,
+) -> (Assembler, EventReader) {
+    let mut assembler = Assembler::new(catalogue.clone(), clock());
+    let mut compared = Instant::now();
+    loop {
+        // Read before the ring: what is in the ring when this is set is still read.
+        let last = stop.load(Ordering::Acquire);
+        if !last {
+            reader.wait(PERIOD);
+        }
+        if compared.elapsed() > CLOCK_PERIOD {
+            assembler.set_clock(clock());
+            compared = Instant::now();
+        }
+        while let Some(event) = reader.next() {
+            // News of a process is sent before its first event can be made.
+            for News::Process(facts) in news.try_iter() {
+                assembler.process_seen(*facts);
+            }
+            if let Event::Exit { stamp, process_ended: true, .. } = &event {
+                // If the thread has ended, there is nobody to tell.
+                let _ = requests.send(Request::Ended(Pid(stamp.pid.0), stamp.epoch));
+            }
+            assembler.handle(event);
+        }
+        if last {
+            assembler.end_of_input(boot_now());
+            pipeline.send(assembler.drain());
+            return (assembler, reader);
+        }
+        pipeline.send(assembler.drain());
+    }
+}
+
+fn stats_json(
+    counters: &BTreeMap<&str, u64>,
+    assembler: &AssemblerStats,
+    report: &attach::Report,
+    exports: &[ExportReport],
+    elapsed: Duration,
+) -> String {
+    let usage = agent_usage();
+    let text = json!({
+        "counters": counters,
+        "spans": assembler.spans,
+        "spans_incomplete": assembler.incomplete,
+        "assembler": {
+            "lost_events": assembler.lost_events,
+            "unmatched_returns": assembler.unmatched_returns,
+            "dropped_calls": assembler.dropped_calls,
+            "stale_events": assembler.stale_events,
+            "unknown_probes": assembler.unknown_probes,
+            "orphan_events": assembler.orphan_events,
+        },
+        "functions_armed": report.functions_armed,
+        "functions_disarmed": report.functions_disarmed,
+        "late_answers": report.late_answers,
+        "slowest_answer_us": report.slowest_answer_us,
+        "processes": report.processes,
+        "exports": exports.iter().map(|export| json!({
+            "sink": export.sink, "sent": export.sent, "failed": export.failed, "dropped": export.dropped,
+        })).collect::<Vec<_>>(),
+        "agent": { "cpu_seconds": usage.0, "peak_memory_bytes": usage.1, "elapsed_seconds": elapsed.as_secs_f64() },
+    });
+    format!("{text:#}\n")
+}
+
+/// CPU seconds of the agent (children not included), and its peak memory in bytes.
+fn agent_usage() -> (f64, u64) {
+    let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: the call fills the structure or fails; zeroes are a valid one.
+    let usage = unsafe {
+        libc::getrusage(libc::RUSAGE_SELF, usage.as_mut_ptr());
+        usage.assume_init()
+    };
+    let seconds = |t: libc::timeval| t.tv_sec as f64 + t.tv_usec as f64 / 1e6;
+    (seconds(usage.ru_utime) + seconds(usage.ru_stime), usage.ru_maxrss.cast_unsigned() * 1024)
+}
