@@ -94,7 +94,11 @@ impl Catalogue {
         Self::from_texts(&[], probes)
     }
 
-    fn from_texts(texts: &[(String, String)], probes: &[String]) -> Result<Self, CatalogueError> {
+    /// The packs in these texts (file name, text), and probes in the notation of the command line.
+    pub(crate) fn from_texts(
+        texts: &[(String, String)],
+        probes: &[String],
+    ) -> Result<Self, CatalogueError> {
         let mut packs: Vec<(Pack, Vec<Probe>)> = Vec::new();
         for (file, text) in texts {
             let pack = pack::parse(file, text, 0)?;

@@ -85,6 +85,7 @@ pub fn parse(text: &str) -> Result<Probe, NotationError> {
         target,
         found_in: Vec::new(),
         with_variable: None,
+        versions: None,
         attributes,
         status: None,
     })

@@ -130,20 +130,19 @@ impl Reader<'_> {
     }
 
     fn read(&self, yaml: &PackYaml) -> Result<(Pack, Vec<Probe>), PackError> {
-        let versions = yaml.versions.as_ref().map(|versions| {
-            let supported = VersionRange::parse(&versions.supported.value)
-                .map_err(|error| self.invalid(versions.supported.referenced, error))?;
-            Ok(Versions {
+        let versions = match &yaml.versions {
+            None => None,
+            Some(versions) => Some(Versions {
                 distribution: versions.distribution.clone(),
                 module: versions.module.clone(),
                 attribute: versions.attribute.clone(),
-                supported,
-            })
-        });
+                supported: self.parse_range(&versions.supported)?,
+            }),
+        };
         let pack = Pack {
             name: yaml.pack.clone(),
             file: self.file.to_owned(),
-            versions: versions.transpose()?,
+            versions,
         };
         let mut probes: Vec<Probe> = Vec::new();
         for probe in &yaml.probes {
@@ -193,6 +192,7 @@ impl Reader<'_> {
             target: self.target(&yaml.target)?,
             found_in: self.modules(&yaml.found_in)?,
             with_variable: yaml.with_variable.clone(),
+            versions: self.range(yaml.versions.as_ref())?,
             span,
             attributes: self.attributes(&yaml.attributes)?,
             status: yaml
@@ -209,6 +209,7 @@ impl Reader<'_> {
                 target: self.target(&end.target)?,
                 found_in: self.modules(&end.found_in)?,
                 with_variable: None,
+                versions: self.range(end.versions.as_ref())?,
                 span: None,
                 attributes: self.attributes(&end.attributes)?,
                 status: None,
@@ -219,6 +220,14 @@ impl Reader<'_> {
 
     fn target(&self, target: &Spanned<String>) -> Result<Target, PackError> {
         Target::parse(&target.value).map_err(|error| self.invalid(target.referenced, error))
+    }
+
+    fn parse_range(&self, range: &Spanned<String>) -> Result<VersionRange, PackError> {
+        VersionRange::parse(&range.value).map_err(|error| self.invalid(range.referenced, error))
+    }
+
+    fn range(&self, range: Option<&Spanned<String>>) -> Result<Option<VersionRange>, PackError> {
+        range.map(|range| self.parse_range(range)).transpose()
     }
 
     fn modules(&self, modules: &[Spanned<String>]) -> Result<Vec<String>, PackError> {
@@ -322,6 +331,7 @@ struct ProbeYaml {
     #[serde(default)]
     found_in: Vec<Spanned<String>>,
     with_variable: Option<String>,
+    versions: Option<Spanned<String>>,
     span: Option<SpanYaml>,
     #[serde(default)]
     attributes: Ordered<Spanned<Sources>>,
@@ -362,6 +372,7 @@ struct StatusYaml {
 #[serde(deny_unknown_fields)]
 struct EndYaml {
     target: Spanned<String>,
+    versions: Option<Spanned<String>>,
     #[serde(default)]
     found_in: Vec<Spanned<String>>,
     #[serde(default)]
