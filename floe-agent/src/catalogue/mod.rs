@@ -273,7 +273,11 @@ mod tests {
                 })
                 .chain(["floe.nodes", "floe.nodes.failed", "exception.type"])
                 .collect();
-            let span = probe.span.iter().flat_map(|span| span.name.attributes());
+            let span = probe.span.iter().flat_map(|span| {
+                span.name
+                    .attributes()
+                    .chain(span.unless.iter().map(|(name, _)| name.as_str()))
+            });
             let status = probe.status.iter().flat_map(|status| {
                 let raised = status
                     .raised

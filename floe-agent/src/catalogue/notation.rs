@@ -81,6 +81,7 @@ pub fn parse(text: &str) -> Result<Probe, NotationError> {
         span: Some(SpanRule {
             name: Template::literal(&target.qualname),
             role: Role::None,
+            unless: Vec::new(),
         }),
         target,
         found_in: Vec::new(),

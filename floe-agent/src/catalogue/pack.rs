@@ -182,8 +182,12 @@ impl Reader<'_> {
                 name: Template::parse(&span.name.value)
                     .map_err(|e| self.invalid(span.name.referenced, e))?,
                 role: span.role,
+                unless: span.unless.0.clone(),
             }),
         };
+        if kind == Kind::PairBegin && span.as_ref().is_some_and(|span| !span.unless.is_empty()) {
+            return refuse("`unless` is expected only with `kind: call`");
+        }
         let begin = ProbeId(self.first + probes.len() as u32);
         probes.push(Probe {
             name: name.clone(),
@@ -355,6 +359,8 @@ struct SpanYaml {
     name: Spanned<String>,
     #[serde(default)]
     role: Role,
+    #[serde(default)]
+    unless: Ordered<Vec<String>>,
 }
 
 #[derive(Deserialize)]
@@ -442,7 +448,7 @@ impl<'de, V: Deserialize<'de>> Deserialize<'de> for Ordered<V> {
             type Value = Ordered<V>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a mapping from attribute names to paths")
+                f.write_str("a mapping by attribute names")
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Ordered<V>, A::Error> {
@@ -467,7 +473,7 @@ versions: {distribution: shop-core, module: shop, attribute: __version__, suppor
 probes:
   - name: checkout
     target: shop.cart:Cart.checkout
-    span: {name: "checkout {shop.customer}", role: node}
+    span: {name: "checkout {shop.customer}", role: node, unless: {shop.customer: [nobody]}}
     attributes:
       shop.customer: self.customer.name
       shop.total: {path: return.total, max: 16}
@@ -518,7 +524,12 @@ probes:
                 ("shop.state", "arg0.state".to_owned(), Moment::Exit, 256),
             ]
         );
-        assert_eq!(probes[0].span.as_ref().unwrap().role, Role::Node);
+        let span = probes[0].span.as_ref().unwrap();
+        assert_eq!(span.role, Role::Node);
+        assert_eq!(
+            span.unless,
+            [("shop.customer".to_owned(), vec!["nobody".to_owned()])]
+        );
         assert_eq!(probes[2].kind, Kind::PairEnd { begin: ProbeId(11) });
         assert_eq!(probes[3].kind, Kind::Event);
     }

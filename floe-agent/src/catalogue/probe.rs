@@ -70,6 +70,8 @@ pub struct SpanRule {
     pub name: Template,
     /// Its part in the trace.
     pub role: Role,
+    /// Calls that are no span: attributes of the entry, and their values for which this holds.
+    pub unless: Vec<(String, Vec<String>)>,
 }
 
 /// The part of a span in a trace.

@@ -534,7 +534,8 @@ impl Core {
                     recursion,
                 );
                 finish::apply(Some(&mut span), names, fields);
-                process.push(stamp.tid, frame(Some(span), false));
+                let span = (!finish::is_left_out(probe, &span.attributes)).then_some(span);
+                process.push(stamp.tid, frame(span, false));
             }
         }
     }

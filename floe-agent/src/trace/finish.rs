@@ -313,6 +313,17 @@ fn error(description: String) -> Status {
     }
 }
 
+/// Whether the pack makes no span of a call with these attributes.
+pub(super) fn is_left_out(probe: &Probe, attributes: &[KeyValue]) -> bool {
+    let unless = probe
+        .span
+        .as_ref()
+        .map_or(&[][..], |span| span.unless.as_slice());
+    unless
+        .iter()
+        .any(|(name, values)| text(attributes, name).is_some_and(|value| values.contains(&value)))
+}
+
 fn text(attributes: &[KeyValue], name: &str) -> Option<String> {
     let attribute = attributes
         .iter()

@@ -19,7 +19,7 @@ probes:
     status: {raised: ["because {cmd.error}", "{floe.nodes.failed} of {floe.nodes} failed"]}
   - name: node
     target: m:node
-    span: {name: "{node.kind}.{node.name}", role: node}
+    span: {name: "{node.kind}.{node.name}", role: node, unless: {node.kind: [ghost]}}
     attributes:
       node.kind: arg0
       node.name: arg1
@@ -1000,4 +1000,18 @@ fn unknown_probes_and_fields_are_ignored() {
         fields,
     });
     assert_eq!(w.assembler.open_spans(), 1);
+}
+
+#[test]
+fn a_call_that_the_pack_leaves_out_is_no_span_and_no_parent() {
+    let mut w = World::new();
+    let command = w.enter(MAIN, COMMAND, 0, &[]);
+    let ghost = w.enter(MAIN, NODE, 1, &[("node.kind", s("ghost"))]);
+    let inside = w.enter(MAIN, PLAIN, 2, &[]);
+    w.leave(MAIN, PLAIN, inside, &[]);
+    w.leave(MAIN, NODE, ghost, &[("node.state", s("error"))]);
+    w.leave(MAIN, COMMAND, command, &[]);
+    let [inside, command] = w.spans().try_into().unwrap();
+    assert_eq!(inside.parent_span_id, id(&command));
+    assert_eq!(get(&command, "floe.nodes"), None);
 }
