@@ -94,7 +94,11 @@ impl Catalogue {
         Self::from_texts(&[], probes)
     }
 
-    fn from_texts(texts: &[(String, String)], probes: &[String]) -> Result<Self, CatalogueError> {
+    /// The packs in these texts (file name, text), and probes in the notation of the command line.
+    pub(crate) fn from_texts(
+        texts: &[(String, String)],
+        probes: &[String],
+    ) -> Result<Self, CatalogueError> {
         let mut packs: Vec<(Pack, Vec<Probe>)> = Vec::new();
         for (file, text) in texts {
             let pack = pack::parse(file, text, 0)?;
@@ -269,7 +273,11 @@ mod tests {
                 })
                 .chain(["floe.nodes", "floe.nodes.failed", "exception.type"])
                 .collect();
-            let span = probe.span.iter().flat_map(|span| span.name.attributes());
+            let span = probe.span.iter().flat_map(|span| {
+                span.name
+                    .attributes()
+                    .chain(span.unless.iter().map(|(name, _)| name.as_str()))
+            });
             let status = probe.status.iter().flat_map(|status| {
                 let raised = status
                     .raised

@@ -1,1 +1,4 @@
 //! What a process is, seen from outside: identity, environment, memory maps.
+
+pub mod identity;
+pub mod maps;
