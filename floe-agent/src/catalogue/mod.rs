@@ -75,10 +75,20 @@ impl Catalogue {
     /// The packs of the binary, those in `files` (a pack with a known name replaces it), and the probes that were
     /// given on the command line.
     pub fn load(files: &[PathBuf], probes: &[String]) -> Result<Self, CatalogueError> {
-        let mut texts: Vec<(String, String)> = EMBEDDED
-            .iter()
-            .map(|(file, text)| ((*file).to_owned(), (*text).to_owned()))
-            .collect();
+        let embedded = EMBEDDED.iter().map(|(file, text)| ((*file).to_owned(), (*text).to_owned()));
+        Self::read(embedded.collect(), files, probes)
+    }
+
+    /// Only the packs in `files` and the probes that were given on the command line.
+    pub fn load_only(files: &[PathBuf], probes: &[String]) -> Result<Self, CatalogueError> {
+        Self::read(Vec::new(), files, probes)
+    }
+
+    fn read(
+        mut texts: Vec<(String, String)>,
+        files: &[PathBuf],
+        probes: &[String],
+    ) -> Result<Self, CatalogueError> {
         for file in files {
             let text = std::fs::read_to_string(file).map_err(|source| PackError::Read {
                 file: file.clone(),

@@ -82,6 +82,7 @@ pub fn parse(text: &str) -> Result<Probe, NotationError> {
             name: Template::literal(&target.qualname),
             role: Role::None,
             unless: Vec::new(),
+            instant: false,
         }),
         target,
         found_in: Vec::new(),

@@ -183,6 +183,7 @@ impl Reader<'_> {
                     .map_err(|e| self.invalid(span.name.referenced, e))?,
                 role: span.role,
                 unless: span.unless.0.clone(),
+                instant: span.instant,
             }),
         };
         if kind == Kind::PairBegin && span.as_ref().is_some_and(|span| !span.unless.is_empty()) {
@@ -361,6 +362,8 @@ struct SpanYaml {
     role: Role,
     #[serde(default)]
     unless: Ordered<Vec<String>>,
+    #[serde(default)]
+    instant: bool,
 }
 
 #[derive(Deserialize)]

@@ -72,6 +72,8 @@ pub struct SpanRule {
     pub role: Role,
     /// Calls that are no span: attributes of the entry, and their values for which this holds.
     pub unless: Vec<(String, Vec<String>)>,
+    /// The call tells of something that took no time: the span has no length, whatever the call took.
+    pub instant: bool,
 }
 
 /// The part of a span in a trace.

@@ -25,11 +25,11 @@ pub struct ConsoleOptions {
 }
 
 impl ConsoleOptions {
-    /// As standard output wants it: colours and cut lines only on a terminal, no colours with `NO_COLOR`, the width
+    /// As standard error wants it: colours and cut lines only on a terminal, no colours with `NO_COLOR`, the width
     /// of `COLUMNS` if that is set.
     pub fn detect() -> Self {
-        let stdout = std::io::stdout();
-        if !stdout.is_terminal() {
+        let stderr = std::io::stderr();
+        if !stderr.is_terminal() {
             return Self {
                 width: None,
                 color: false,
@@ -39,7 +39,7 @@ impl ConsoleOptions {
             .ok()
             .and_then(|columns| columns.parse().ok());
         let size = || {
-            rustix::termios::tcgetwinsize(&stdout)
+            rustix::termios::tcgetwinsize(&stderr)
                 .ok()
                 .map(|size| usize::from(size.ws_col))
         };

@@ -22,7 +22,7 @@ pub use pipeline::{ExportReport, Finish, Pipeline};
 /// Where spans are to go.
 #[derive(Clone, Debug)]
 pub enum Output {
-    /// A tree on standard output.
+    /// A tree on standard error: standard output is the traced command's.
     Console(ConsoleOptions),
     /// A file of OTLP/JSON lines, as the OpenTelemetry Collector's file exporter writes them.
     File(PathBuf),

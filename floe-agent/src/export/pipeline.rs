@@ -184,7 +184,7 @@ impl Pipeline {
         for output in outputs {
             let sink = match output {
                 Output::Console(options) => Open::Local(Box::new(Console::new(
-                    Box::new(std::io::stdout()),
+                    Box::new(std::io::stderr()),
                     *options,
                 ))),
                 Output::File(path) => Open::Local(Box::new(Jsonl::create(path)?)),

@@ -51,6 +51,18 @@ pub enum Refusal {
     /// There is no place for the probe.
     #[error(transparent)]
     NoGate(#[from] GateError),
+    /// The gate's probe does not work there.
+    #[error("the probe before _PyFunction_Vectorcall does not work: {why}")]
+    GateProbe {
+        /// Why.
+        why: String,
+    },
+    /// Return probes do not survive there, as a trial showed.
+    #[error("return probes would kill it: {why}")]
+    ReturnProbes {
+        /// Why.
+        why: String,
+    },
     /// Return probes would break it.
     #[error("the process has a shadow stack, with which return probes do not work on this kernel")]
     ShadowStack,

@@ -817,7 +817,9 @@ impl PyLayout {
             tstate_exception: narrow(self.thread.exception),
             tstate_exception_type: narrow(self.thread.exception_type.unwrap_or(0)),
             dict_used: narrow(self.dict.used),
-            reserved: [0; 9],
+            function_globals: self.function.globals as u16,
+            exception_args: self.exception.args as u16,
+            reserved: [0; 7],
         }
     }
 }

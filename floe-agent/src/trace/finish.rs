@@ -225,6 +225,7 @@ impl Finish<'_> {
             self.function.clone(),
         ));
         attributes.push(KeyValue::new(semconv::THREAD_ID, i64::from(self.tid.0)));
+        let instant = self.probe.span.as_ref().is_some_and(|rule| rule.instant);
         SpanData {
             span_context: SpanContext::new(
                 self.trace.id,
@@ -238,7 +239,7 @@ impl Finish<'_> {
             span_kind: SpanKind::Internal,
             name: self.name(&attributes),
             start_time: start,
-            end_time: end,
+            end_time: if instant { start } else { end },
             attributes,
             dropped_attributes_count: 0,
             events,
