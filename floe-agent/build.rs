@@ -47,23 +47,23 @@ fn main() {
 
 /// Runs cargo for the eBPF crate, in a target folder of its own so that no lock is shared with the cargo that runs us.
 fn build(workspace: &Path, target_dir: &Path, compiler: &Compiler, linker: &Path) -> PathBuf {
-    let mut cargo = match &compiler.kind {
-        CompilerKind::Prebuilt(_) => Command::new(env::var_os("CARGO").expect("cargo sets CARGO")),
-        CompilerKind::Nightly(toolchain) => {
-            let mut command = Command::new("rustup");
-            command.args(["run", toolchain, "cargo"]);
-            command
+    let (cargo, rustc) = match &compiler.kind {
+        CompilerKind::Prebuilt(rustc) => {
+            (PathBuf::from(env::var_os("CARGO").expect("cargo sets CARGO")), rustc.to_owned())
         }
+        CompilerKind::Nightly(programs) => (programs.join("cargo"), programs.join("rustc")),
     };
+    let mut cargo = Command::new(cargo);
     forget_outer_cargo(&mut cargo);
     cargo
         .current_dir(workspace)
         .args(["build", "--release", "--locked", "--package", "floe-ebpf", "--bin", "floe-ebpf", "--target", TARGET])
         .arg("--target-dir")
         .arg(target_dir)
+        .env("RUSTC", rustc)
         .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", linker);
     match &compiler.kind {
-        CompilerKind::Prebuilt(rustc) => cargo.env("RUSTC", rustc).env("RUSTC_BOOTSTRAP", "1"),
+        CompilerKind::Prebuilt(_) => cargo.env("RUSTC_BOOTSTRAP", "1"),
         CompilerKind::Nightly(_) => cargo.args(["-Z", "build-std=core"]),
     };
     // bpf_loop takes its callback's address from BTF's func_info, which the linker makes of full debug information. The

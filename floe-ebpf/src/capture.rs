@@ -11,7 +11,7 @@ use floe_ebpf::{
 use crate::{
     maps::{Thread, count},
     python::{
-        Context, DICT_SUBCLASS, LIST_SUBCLASS, LONG_SUBCLASS, OB_SIZE, TUPLE_SUBCLASS, UNICODE_SUBCLASS, attribute,
+        BASE_EXCEPTION_SUBCLASS, Context, DICT_SUBCLASS, LIST_SUBCLASS, LONG_SUBCLASS, OB_SIZE, TUPLE_SUBCLASS, UNICODE_SUBCLASS, attribute,
         dict_item, keyword, type_flags, type_of,
     },
     user::{masked, pointer, read, read_bytes},
@@ -101,7 +101,14 @@ unsafe extern "C" fn step(index: u32, machine: *mut c_void) -> i64 {
                     LOAD_EXCEPTION_ARGS => u32::from(layout.exception_args),
                     other => other,
                 };
-                value = pointer(source + u64::from(offset)).unwrap_or(0);
+                // Before 3.12 what is raised may still be the bare message.
+                let flags = match type_of(source) {
+                    Some(type_) => type_flags(layout, type_).unwrap_or(0),
+                    None => 0,
+                };
+                if argument != LOAD_EXCEPTION_ARGS || flags & BASE_EXCEPTION_SUBCLASS != 0 {
+                    value = pointer(source + u64::from(offset)).unwrap_or(0);
+                }
             }
             op::TYPE => value = type_of(source).unwrap_or(0),
             op::VALUE => {

@@ -28,6 +28,7 @@ pub const LIST_SUBCLASS: u64 = 1 << 25;
 pub const TUPLE_SUBCLASS: u64 = 1 << 26;
 pub const UNICODE_SUBCLASS: u64 = 1 << 28;
 pub const DICT_SUBCLASS: u64 = 1 << 29;
+pub const BASE_EXCEPTION_SUBCLASS: u64 = 1 << 30;
 /// `compact` and `ascii` in `PyASCIIObject.state`.
 const COMPACT_ASCII: u32 = 0x60;
 

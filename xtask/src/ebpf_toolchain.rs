@@ -30,8 +30,8 @@ pub struct Compiler {
 pub enum CompilerKind {
     /// A rustc with a prebuilt `core` for the target, as Debian packages it.
     Prebuilt(PathBuf),
-    /// A nightly toolchain of rustup, by name, that builds `core` from its `rust-src`.
-    Nightly(String),
+    /// A nightly toolchain of rustup, by its folder of programs, that builds `core` from its `rust-src`.
+    Nightly(PathBuf),
 }
 
 /// Finds a compiler: `FLOE_BPF_RUSTC` (a path, or the name of a rustup toolchain) if it is set, else Debian's, else
@@ -59,8 +59,9 @@ fn nightly(toolchain: &str) -> Option<Compiler> {
     let run = |argument: &[&str]| output(Command::new("rustup").args(["run", toolchain, "rustc"]).args(argument));
     let llvm = llvm_of_usable(&run(&["-vV"])?)?;
     let sysroot = run(&["--print", "sysroot"])?;
-    let has_source = Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/core/Cargo.toml").is_file();
-    has_source.then(|| Compiler { kind: CompilerKind::Nightly(toolchain.to_owned()), llvm })
+    let sysroot = Path::new(sysroot.trim());
+    let has_source = sysroot.join("lib/rustlib/src/rust/library/core/Cargo.toml").is_file();
+    has_source.then(|| Compiler { kind: CompilerKind::Nightly(sysroot.join("bin")), llvm })
 }
 
 /// The LLVM of a rustc that is not too old, from `rustc -vV`.
@@ -105,9 +106,9 @@ fn output(command: &mut Command) -> Option<String> {
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// The version in `rustc 1.97.0-nightly (…)`, `bpf-linker 0.13.0`.
-fn parse_version(text: &str) -> Option<(u32, u32, u32)> {
-    let mut numbers = text.split_whitespace().nth(1)?.split(['.', '-']).map(str::parse);
+/// The version in `rustc 1.97.0-nightly (…)`, `bpf-linker 0.13.0`, `Candidate: 1.96.0+dfsg1-1~deb12u2`.
+pub fn parse_version(text: &str) -> Option<(u32, u32, u32)> {
+    let mut numbers = text.split_whitespace().nth(1)?.split(|c: char| !c.is_ascii_digit()).map(str::parse);
     let mut next = || numbers.next()?.ok();
     Some((next()?, next()?, next()?))
 }

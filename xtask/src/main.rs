@@ -9,8 +9,10 @@ mod python;
 mod setup;
 mod test;
 
+use std::env;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::LazyLock;
 
 use clap::{Parser, Subcommand};
 
@@ -67,9 +69,13 @@ fn run(task: Task) -> anyhow::Result<()> {
     }
 }
 
-/// The root of the repository.
+/// The root of the repository: what `cargo run` says, since checkouts that share a `CARGO_TARGET_DIR` share this program.
 fn workspace() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the package is in a workspace")
+    static WORKSPACE: LazyLock<PathBuf> = LazyLock::new(|| {
+        let package = env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+        Path::new(&package).parent().expect("the package is in a workspace").to_owned()
+    });
+    &WORKSPACE
 }
 
 /// Where tools, Python environments and results are kept; it does not depend on `CARGO_TARGET_DIR`.

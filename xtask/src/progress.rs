@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// How often a step says that it still runs, where there is no terminal.
-const HEARTBEAT: Duration = Duration::from_secs(30);
+/// When a step first says that it runs, and how often from then on, where there is no terminal.
+const HEARTBEATS: (Duration, Duration) = (Duration::from_secs(3), Duration::from_secs(30));
 /// Lines of the log that a failure shows.
 const TAIL: usize = 30;
 
@@ -95,7 +95,7 @@ impl Progress {
             .stderr(log.try_clone()?)
             .spawn()
             .with_context(|| format!("{label}: cannot run {}", command.get_program().display()))?;
-        let mut heartbeat = begun + HEARTBEAT;
+        let mut heartbeat = begun + HEARTBEATS.0;
         let mut pause = Duration::from_millis(5);
         let status = loop {
             if let Some(status) = child.try_wait()? {
@@ -107,7 +107,7 @@ impl Progress {
                 spinner.set_message(format!("{label}  {}", last_line(&self.log, start)));
                 spinner.tick();
             } else if Instant::now() >= heartbeat {
-                heartbeat += HEARTBEAT;
+                heartbeat += HEARTBEATS.1;
                 let seconds = begun.elapsed().as_secs();
                 eprintln!("    {label}: {seconds} s so far  {}", last_line(&self.log, start));
             }
@@ -170,10 +170,14 @@ pub fn note(text: &str) {
 /// A command as one would type it.
 pub fn shell_line(command: &Command) -> String {
     let mut line = String::new();
+    let path = std::env::var("PATH").unwrap_or_default();
     for (name, value) in command.get_envs() {
-        if let Some(value) = value {
-            let _ = write!(line, "{}={} ", name.display(), quoted(&value.to_string_lossy()));
-        }
+        let Some(value) = value.map(|value| value.to_string_lossy().into_owned()) else { continue };
+        let value = match (name == "PATH").then(|| value.strip_suffix(&path)).flatten() {
+            Some(first) => format!("{}$PATH", quoted(first)),
+            None => quoted(&value),
+        };
+        let _ = write!(line, "{}={value} ", name.display());
     }
     line += &quoted(&command.get_program().to_string_lossy());
     for argument in command.get_args() {

@@ -28,7 +28,7 @@ const SUPPORTED: std::ops::RangeInclusive<u8> = 8..=14;
 /// A CPython on this machine.
 #[derive(Clone, Debug)]
 pub struct Interpreter {
-    /// As it is called.
+    /// The file that runs, links resolved.
     pub path: PathBuf,
     /// Such as 3.12.1.
     pub version: (u8, u8, u8),
@@ -93,12 +93,12 @@ fn identify(path: &Path, seen: &mut HashSet<PathBuf>) -> Option<Interpreter> {
     let mut number = || words.next()?.parse::<u8>().ok();
     let (version, venv, plain) = ((number()?, number()?, number()?), number()? == 1, number()? == 1);
     let real = PathBuf::from(words.next()?);
-    // A shim or a link runs a file that may be known already.
-    if real != fs::canonicalize(path).ok()? && !seen.insert(real) {
+    // A shim runs a file that may be known already.
+    if real != fs::canonicalize(path).ok()? && !seen.insert(real.clone()) {
         return None;
     }
-    (plain && version.0 == 3 && SUPPORTED.contains(&version.1)).then(|| Interpreter {
-        path: path.to_owned(),
+    (plain && version.0 == 3 && SUPPORTED.contains(&version.1)).then_some(Interpreter {
+        path: real,
         version,
         can_make_environments: venv,
     })
@@ -195,7 +195,7 @@ fn choose(progress: &Progress, spec: &Spec) -> Result<Vec<Interpreter>> {
     };
     let mut chosen = pick();
     if chosen.is_empty() && in_path("apt-get").is_some() {
-        Installer { progress, dry_run: false }.apt(&["python3", "python3-venv"])?;
+        Installer::new(progress, false).apt(&["python3", "python3-venv"])?;
         chosen = pick();
     }
     if chosen.is_empty() {
@@ -215,27 +215,31 @@ fn choose(progress: &Progress, spec: &Spec) -> Result<Vec<Interpreter>> {
 }
 
 fn environment(progress: &Progress, spec: &Spec, interpreter: &Interpreter) -> Result<Environment> {
-    let real = fs::canonicalize(&interpreter.path)?;
-    let made_of = format!("{}\n{:?}\n{}", real.display(), interpreter.version, spec.text);
+    let made_of = format!("{interpreter}\n{}", spec.text);
     let (_, minor, _) = interpreter.version;
     let folder = target().join(format!("python/{}-py3{minor}-{:08x}", spec.name, fnv(&made_of)));
     let bin = folder.join("bin");
     let stamp = folder.join("complete");
-    let label = format!("Python environment {}, CPython {interpreter}", spec.name);
+    let label = format!("Python environment {}", spec.name);
     if stamp.exists() {
-        progress.ready("Python environment", &format!("{}, CPython {interpreter}", spec.name));
+        progress.ready(&label, &format!("CPython {interpreter}"));
         return Ok(Environment { bin });
     }
     if folder.exists() {
         fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
     }
-    progress.run(&format!("{label}: create"), without_python(&interpreter.path).args(["-m", "venv"]).arg(&folder))?;
+    progress.run(
+        &format!("{label}, CPython {interpreter}"),
+        without_python(&interpreter.path).args(["-m", "venv"]).arg(&folder),
+    )?;
     let mut pip = without_python(&bin.join("python"));
-    pip.args(["-m", "pip", "install", "--no-input", "--disable-pip-version-check", "--requirement"]).arg(&spec.file);
+    pip.args(["-m", "pip", "install", "--no-input", "--disable-pip-version-check", "--progress-bar", "off"])
+        .arg("--requirement")
+        .arg(&spec.file);
     if spec.directives.no_deps {
         pip.arg("--no-deps");
     }
-    progress.run(&format!("{label}: install packages (a minute or two)"), &mut pip)?;
+    progress.run(&format!("{label}, packages"), &mut pip)?;
     fs::write(&stamp, made_of)?;
     Ok(Environment { bin })
 }

@@ -4,11 +4,12 @@
 //! since an archive keeps one version of each: what must fit is checked instead (rustc's age, and that LLVM is the same
 //! for rustc and bpf-linker).
 
+use std::cell::Cell;
 use std::env;
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -17,7 +18,8 @@ use anyhow::{Context as _, Result, bail};
 use clap::Args;
 
 use crate::ebpf_toolchain::{
-    Compiler, CompilerKind, LINKER_VERSION, NIGHTLY, TARGET, find_compiler, find_linker, linker_root,
+    Compiler, CompilerKind, LINKER_VERSION, NIGHTLY, RUSTC_VERSION, TARGET, find_compiler, find_linker, linker_root,
+    parse_version,
 };
 use crate::progress::{Progress, note, shell_line};
 use crate::workspace;
@@ -53,7 +55,7 @@ pub fn ensure(progress: &Progress) -> Result<()> {
 }
 
 fn install(progress: &Progress, dry_run: bool) -> Result<()> {
-    let installer = Installer { progress, dry_run };
+    let installer = Installer::new(progress, dry_run);
     let compiler = match find_compiler() {
         Some(compiler) => {
             progress.ready("rustc for eBPF", &describe(&compiler));
@@ -72,22 +74,39 @@ fn install(progress: &Progress, dry_run: bool) -> Result<()> {
 fn describe(compiler: &Compiler) -> String {
     match &compiler.kind {
         CompilerKind::Prebuilt(rustc) => format!("{}, LLVM {}", rustc.display(), compiler.llvm),
-        CompilerKind::Nightly(toolchain) => format!("rustup's {toolchain}, LLVM {}", compiler.llvm),
+        CompilerKind::Nightly(programs) => {
+            format!("{} with rust-src, LLVM {}", programs.join("rustc").display(), compiler.llvm)
+        }
     }
 }
 
 /// Installs things, or says how.
-#[derive(Clone, Copy)]
 pub struct Installer<'a> {
-    /// Where steps are shown.
-    pub progress: &'a Progress,
+    progress: &'a Progress,
     /// Only print the commands.
-    pub dry_run: bool,
+    dry_run: bool,
+    /// Apt's lists have been read.
+    updated: Cell<bool>,
+}
+
+impl<'a> Installer<'a> {
+    pub fn new(progress: &'a Progress, dry_run: bool) -> Self {
+        Self { progress, dry_run, updated: Cell::new(false) }
+    }
 }
 
 impl Installer<'_> {
     fn compiler(&self) -> Result<Compiler> {
-        if in_path("apt-get").is_some() && self.apt_offers(RUSTC_PACKAGES)? {
+        if let Some(rustc) = env::var_os("FLOE_BPF_RUSTC") {
+            bail!(
+                "FLOE_BPF_RUSTC is {}, which is not a rustc {}.{} or later with `core` for {TARGET}, nor a rustup toolchain \
+                 with rust-src. Unset it to have one installed",
+                rustc.display(),
+                RUSTC_VERSION.0,
+                RUSTC_VERSION.1
+            );
+        }
+        if in_path("apt-get").is_some() && self.apt_offers_compiler()? {
             self.apt(RUSTC_PACKAGES)?;
         } else if in_path("rustup").is_some() {
             self.run(
@@ -103,7 +122,7 @@ impl Installer<'_> {
             );
         }
         if self.dry_run {
-            return Ok(Compiler { kind: CompilerKind::Nightly(NIGHTLY.to_owned()), llvm: EXPECTED_LLVM });
+            return Ok(Compiler { kind: CompilerKind::Nightly(PathBuf::new()), llvm: EXPECTED_LLVM });
         }
         find_compiler().with_context(|| {
             format!(
@@ -116,6 +135,13 @@ impl Installer<'_> {
     fn linker(&self, llvm: u32) -> Result<()> {
         let (major, minor, patch) = LINKER_VERSION;
         let version = format!("{major}.{minor}.{patch}");
+        if let Some(linker) = env::var_os("FLOE_BPF_LINKER") {
+            bail!(
+                "FLOE_BPF_LINKER is {}, which is not a bpf-linker {version} or later that runs. Unset it to have one \
+                 installed",
+                linker.display()
+            );
+        }
         if !LINKER_LLVM.contains(&llvm) {
             bail!(
                 "bpf-linker {version} can be built against LLVM {} to {}, but the rustc for eBPF has LLVM {llvm}. Choose \
@@ -128,7 +154,8 @@ impl Installer<'_> {
         let mut llvm_folder = find_llvm(llvm);
         if llvm_folder.is_none() {
             let package = format!("llvm-{llvm}-dev");
-            if in_path("apt-get").is_none() || !self.apt_offers(&[&package])? {
+            self.apt_update()?;
+            if apt_candidate(&package).is_none() && !self.assumes_debian_12() {
                 bail!(
                     "LLVM {llvm}'s development files are not there (llvm-config-{llvm}). Install them, or install \
                      bpf-linker {version} or later yourself, for instance with `cargo binstall bpf-linker`, and run \
@@ -159,7 +186,7 @@ impl Installer<'_> {
             .arg(&build)
             .env("PATH", path)
             .env("RUSTFLAGS", flags);
-        self.run(&format!("bpf-linker {version}, built against LLVM {llvm} (a minute or two)"), &mut install)?;
+        self.run(&format!("bpf-linker {version}, built against LLVM {llvm}"), &mut install)?;
         if self.dry_run {
             return Ok(());
         }
@@ -167,20 +194,26 @@ impl Installer<'_> {
         find_linker(workspace(), llvm).context("bpf-linker was installed, but does not run").map(drop)
     }
 
-    /// Whether apt can install these packages; reads the lists anew if it does not know them.
-    fn apt_offers(&self, packages: &[&str]) -> Result<bool> {
-        if apt_knows(packages) {
-            return Ok(true);
-        }
-        if self.dry_run || !is_root() {
-            // Without fresh lists there is no telling. Debian has them.
-            return Ok(is_debian());
-        }
+    /// Whether apt can install the compiler's packages, and they are new enough.
+    fn apt_offers_compiler(&self) -> Result<bool> {
         self.apt_update()?;
-        Ok(apt_knows(packages))
+        let compiler = apt_candidate(RUSTC_PACKAGES[0]);
+        let new_enough = compiler.is_some_and(|version| parse_version(&version) >= Some(RUSTC_VERSION));
+        Ok(self.assumes_debian_12()
+            || (new_enough && RUSTC_PACKAGES.iter().all(|package| apt_candidate(package).is_some())))
     }
 
+    /// Whether there are no fresh lists to tell what apt has, but this is Debian 12, which has it all.
+    fn assumes_debian_12(&self) -> bool {
+        (self.dry_run || !is_root())
+            && fs::read_to_string("/etc/debian_version").is_ok_and(|version| version.starts_with("12."))
+    }
+
+    /// Reads apt's lists, once: old ones name versions that the archive no longer has.
     fn apt_update(&self) -> Result<()> {
+        if self.dry_run || !is_root() || in_path("apt-get").is_none() || self.updated.replace(true) {
+            return Ok(());
+        }
         self.apt_get("package lists (apt-get update)", &["update"])
     }
 
@@ -188,25 +221,15 @@ impl Installer<'_> {
     pub fn apt(&self, packages: &[&str]) -> Result<()> {
         let mut arguments = vec!["install", "--yes", "--no-install-recommends"];
         arguments.extend(packages);
-        let label = format!("Debian packages {}", packages.join(", "));
         if !self.dry_run && !is_root() {
             bail!(
-                "not root, so these cannot be installed. Type this, then try again:\n\n    sudo apt-get update && \
-                   sudo apt-get {}\n",
+                "only root can install the Debian packages that are missing. Type this, then try again:\n\n    sudo \
+                 apt-get update && sudo apt-get {}\n",
                 arguments.join(" ")
             );
         }
-        if !self.dry_run && !apt_knows(packages) {
-            self.apt_update()?;
-        }
-        match self.apt_get(&label, &arguments) {
-            // Old lists name versions that the archive no longer has.
-            Err(_) if self.progress.last_output().contains("apt-get update") => {
-                self.apt_update()?;
-                self.apt_get(&label, &arguments)
-            }
-            result => result,
-        }
+        self.apt_update()?;
+        self.apt_get(&format!("Debian packages {}", packages.join(", ")), &arguments)
     }
 
     /// Runs apt-get, and waits for another one that runs already.
@@ -229,7 +252,7 @@ impl Installer<'_> {
     }
 
     /// Runs a command, or prints it.
-    pub fn run(&self, label: &str, command: &mut Command) -> Result<()> {
+    fn run(&self, label: &str, command: &mut Command) -> Result<()> {
         if self.dry_run {
             note(&format!("would install {label}:\n      {}", shell_line(command)));
             return Ok(());
@@ -255,26 +278,18 @@ pub fn is_root() -> bool {
     fs::metadata("/proc/self").is_ok_and(|metadata| metadata.uid() == 0)
 }
 
-/// Whether this is Debian or something made of it.
-fn is_debian() -> bool {
-    Path::new("/etc/debian_version").exists()
-}
-
 /// The first program of this name in `PATH`.
 pub fn in_path(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH")?;
     env::split_paths(&path).map(|folder| folder.join(program)).find(|file| file.is_file())
 }
 
-/// Whether apt has an installation candidate for each of these.
-fn apt_knows(packages: &[&str]) -> bool {
-    packages.iter().all(|package| {
-        let policy = Command::new("apt-cache").args(["policy", package]).env("LC_ALL", "C").output();
-        policy.is_ok_and(|policy| {
-            let text = String::from_utf8_lossy(&policy.stdout).into_owned();
-            text.lines().any(|line| line.trim_start().starts_with("Candidate: ") && !line.ends_with("(none)"))
-        })
-    })
+/// The line `Candidate: <version>` of a package that apt can install.
+fn apt_candidate(package: &str) -> Option<String> {
+    let policy = Command::new("apt-cache").args(["policy", package]).env("LC_ALL", "C").output().ok()?;
+    let text = String::from_utf8_lossy(&policy.stdout).into_owned();
+    let line = text.lines().map(str::trim).find(|line| line.starts_with("Candidate: "))?;
+    (!line.ends_with("(none)")).then(|| line.to_owned())
 }
 
 /// The folder of an LLVM with its development files.

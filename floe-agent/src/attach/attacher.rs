@@ -596,7 +596,11 @@ impl Attacher {
                         tracing::warn!("{error}");
                     }
                 }
-                Err(refusal) if refusal.is_temporary() && since.elapsed() < LIBRARY_PATIENCE => {
+                // Its library is not mapped yet.
+                Err(refusal)
+                    if (refusal.is_temporary() || refusal == Refusal::NotPython)
+                        && since.elapsed() < LIBRARY_PATIENCE =>
+                {
                     self.starting.push((pid, since));
                 }
                 Err(refusal) => {

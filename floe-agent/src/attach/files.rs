@@ -43,15 +43,14 @@ pub(super) enum Known {
     Interpreter(Box<KnownInterpreter>),
     /// It loads CPython from a library.
     Launcher,
-    /// It is something else, or a build that is refused; why.
-    Other(Refusal),
+    /// It is something else, or a build that is refused.
+    Other,
 }
 
 /// An interpreter file with its probes.
 pub(super) struct KnownInterpreter {
     pub(super) file: Arc<InterpreterFile>,
     open: OpenFile,
-    run_main: Option<LinkId>,
     gate: Option<(FileOffset, [LinkId; 2])>,
 }
 
@@ -113,7 +112,7 @@ impl Files {
             .values()
             .filter_map(|known| match known {
                 Known::Interpreter(known) => Some(known.file.clone()),
-                Known::Launcher | Known::Other(_) => None,
+                Known::Launcher | Known::Other => None,
             })
             .collect()
     }
@@ -121,7 +120,7 @@ impl Files {
     pub(super) fn get_mut(&mut self, identity: FileIdentity) -> Option<&mut KnownInterpreter> {
         match self.0.get_mut(&identity)? {
             Known::Interpreter(known) => Some(known),
-            Known::Launcher | Known::Other(_) => None,
+            Known::Launcher | Known::Other => None,
         }
     }
 
@@ -134,21 +133,15 @@ impl Files {
             return Ok(matches!(known, Known::Launcher));
         }
         let path = open.path();
-        let refusal = match InterpreterFile::read(&path) {
-            Ok(file) => {
-                self.add(kernel, Arc::new(file), open)?;
-                return Ok(false);
-            }
-            Err(refusal) => refusal,
-        };
-        let Ok(elf) = ElfFile::read(&path, &[]) else {
-            self.0.insert(identity, Known::Other(refusal));
-            return Ok(false);
-        };
-        if !is_launcher(&elf) {
-            self.0.insert(identity, Known::Other(refusal));
+        if let Ok(file) = InterpreterFile::read(&path) {
+            self.add(kernel, Arc::new(file), open)?;
             return Ok(false);
         }
+        let launcher = ElfFile::read(&path, &[]).ok().filter(is_launcher);
+        let Some(elf) = launcher else {
+            self.0.insert(identity, Known::Other);
+            return Ok(false);
+        };
         self.0.insert(identity, Known::Launcher);
         let program = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
         let root = PathBuf::from(format!("/proc/{pid}/root"));
@@ -172,16 +165,16 @@ impl Files {
 
     /// Makes an interpreter file known and attaches to its `Py_RunMain`.
     fn add(&mut self, kernel: &mut Kernel, file: Arc<InterpreterFile>, open: OpenFile) -> Result<(), KernelError> {
-        let run_main = match file.run_main() {
-            Some(offset) => Some(kernel.attach(Site::RunMain, &open.path(), offset, None)?),
-            None => None,
-        };
+        // The link lives as long as the programs do.
+        if let Some(offset) = file.run_main() {
+            kernel.attach(Site::RunMain, &open.path(), offset, None)?;
+        }
         tracing::debug!(
             "interpreter file {}: Py_RunMain {}",
             open.path().read_link().unwrap_or_default().display(),
-            if run_main.is_some() { "probed" } else { "is missing" }
+            if file.run_main().is_some() { "probed" } else { "is missing" }
         );
-        self.0.insert(file.identity(), Known::Interpreter(Box::new(KnownInterpreter { file, open, run_main, gate: None })));
+        self.0.insert(file.identity(), Known::Interpreter(Box::new(KnownInterpreter { file, open, gate: None })));
         Ok(())
     }
 

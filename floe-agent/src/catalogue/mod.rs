@@ -75,10 +75,20 @@ impl Catalogue {
     /// The packs of the binary, those in `files` (a pack with a known name replaces it), and the probes that were
     /// given on the command line.
     pub fn load(files: &[PathBuf], probes: &[String]) -> Result<Self, CatalogueError> {
-        let mut texts: Vec<(String, String)> = EMBEDDED
-            .iter()
-            .map(|(file, text)| ((*file).to_owned(), (*text).to_owned()))
-            .collect();
+        let embedded = EMBEDDED.iter().map(|(file, text)| ((*file).to_owned(), (*text).to_owned()));
+        Self::read(embedded.collect(), files, probes)
+    }
+
+    /// Only the packs in `files` and the probes that were given on the command line.
+    pub fn load_only(files: &[PathBuf], probes: &[String]) -> Result<Self, CatalogueError> {
+        Self::read(Vec::new(), files, probes)
+    }
+
+    fn read(
+        mut texts: Vec<(String, String)>,
+        files: &[PathBuf],
+        probes: &[String],
+    ) -> Result<Self, CatalogueError> {
         for file in files {
             let text = std::fs::read_to_string(file).map_err(|source| PackError::Read {
                 file: file.clone(),
@@ -94,7 +104,11 @@ impl Catalogue {
         Self::from_texts(&[], probes)
     }
 
-    fn from_texts(texts: &[(String, String)], probes: &[String]) -> Result<Self, CatalogueError> {
+    /// The packs in these texts (file name, text), and probes in the notation of the command line.
+    pub(crate) fn from_texts(
+        texts: &[(String, String)],
+        probes: &[String],
+    ) -> Result<Self, CatalogueError> {
         let mut packs: Vec<(Pack, Vec<Probe>)> = Vec::new();
         for (file, text) in texts {
             let pack = pack::parse(file, text, 0)?;
@@ -269,7 +283,11 @@ mod tests {
                 })
                 .chain(["floe.nodes", "floe.nodes.failed", "exception.type"])
                 .collect();
-            let span = probe.span.iter().flat_map(|span| span.name.attributes());
+            let span = probe.span.iter().flat_map(|span| {
+                span.name
+                    .attributes()
+                    .chain(span.unless.iter().map(|(name, _)| name.as_str()))
+            });
             let status = probe.status.iter().flat_map(|status| {
                 let raised = status
                     .raised

@@ -81,10 +81,13 @@ pub fn parse(text: &str) -> Result<Probe, NotationError> {
         span: Some(SpanRule {
             name: Template::literal(&target.qualname),
             role: Role::None,
+            unless: Vec::new(),
+            instant: false,
         }),
         target,
         found_in: Vec::new(),
         with_variable: None,
+        versions: None,
         attributes,
         status: None,
     })

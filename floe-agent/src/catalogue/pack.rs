@@ -130,20 +130,19 @@ impl Reader<'_> {
     }
 
     fn read(&self, yaml: &PackYaml) -> Result<(Pack, Vec<Probe>), PackError> {
-        let versions = yaml.versions.as_ref().map(|versions| {
-            let supported = VersionRange::parse(&versions.supported.value)
-                .map_err(|error| self.invalid(versions.supported.referenced, error))?;
-            Ok(Versions {
+        let versions = match &yaml.versions {
+            None => None,
+            Some(versions) => Some(Versions {
                 distribution: versions.distribution.clone(),
                 module: versions.module.clone(),
                 attribute: versions.attribute.clone(),
-                supported,
-            })
-        });
+                supported: self.parse_range(&versions.supported)?,
+            }),
+        };
         let pack = Pack {
             name: yaml.pack.clone(),
             file: self.file.to_owned(),
-            versions: versions.transpose()?,
+            versions,
         };
         let mut probes: Vec<Probe> = Vec::new();
         for probe in &yaml.probes {
@@ -183,8 +182,13 @@ impl Reader<'_> {
                 name: Template::parse(&span.name.value)
                     .map_err(|e| self.invalid(span.name.referenced, e))?,
                 role: span.role,
+                unless: span.unless.0.clone(),
+                instant: span.instant,
             }),
         };
+        if kind == Kind::PairBegin && span.as_ref().is_some_and(|span| !span.unless.is_empty()) {
+            return refuse("`unless` is expected only with `kind: call`");
+        }
         let begin = ProbeId(self.first + probes.len() as u32);
         probes.push(Probe {
             name: name.clone(),
@@ -193,6 +197,7 @@ impl Reader<'_> {
             target: self.target(&yaml.target)?,
             found_in: self.modules(&yaml.found_in)?,
             with_variable: yaml.with_variable.clone(),
+            versions: self.range(yaml.versions.as_ref())?,
             span,
             attributes: self.attributes(&yaml.attributes)?,
             status: yaml
@@ -209,6 +214,7 @@ impl Reader<'_> {
                 target: self.target(&end.target)?,
                 found_in: self.modules(&end.found_in)?,
                 with_variable: None,
+                versions: self.range(end.versions.as_ref())?,
                 span: None,
                 attributes: self.attributes(&end.attributes)?,
                 status: None,
@@ -219,6 +225,14 @@ impl Reader<'_> {
 
     fn target(&self, target: &Spanned<String>) -> Result<Target, PackError> {
         Target::parse(&target.value).map_err(|error| self.invalid(target.referenced, error))
+    }
+
+    fn parse_range(&self, range: &Spanned<String>) -> Result<VersionRange, PackError> {
+        VersionRange::parse(&range.value).map_err(|error| self.invalid(range.referenced, error))
+    }
+
+    fn range(&self, range: Option<&Spanned<String>>) -> Result<Option<VersionRange>, PackError> {
+        range.map(|range| self.parse_range(range)).transpose()
     }
 
     fn modules(&self, modules: &[Spanned<String>]) -> Result<Vec<String>, PackError> {
@@ -322,6 +336,7 @@ struct ProbeYaml {
     #[serde(default)]
     found_in: Vec<Spanned<String>>,
     with_variable: Option<String>,
+    versions: Option<Spanned<String>>,
     span: Option<SpanYaml>,
     #[serde(default)]
     attributes: Ordered<Spanned<Sources>>,
@@ -345,6 +360,10 @@ struct SpanYaml {
     name: Spanned<String>,
     #[serde(default)]
     role: Role,
+    #[serde(default)]
+    unless: Ordered<Vec<String>>,
+    #[serde(default)]
+    instant: bool,
 }
 
 #[derive(Deserialize)]
@@ -362,6 +381,7 @@ struct StatusYaml {
 #[serde(deny_unknown_fields)]
 struct EndYaml {
     target: Spanned<String>,
+    versions: Option<Spanned<String>>,
     #[serde(default)]
     found_in: Vec<Spanned<String>>,
     #[serde(default)]
@@ -431,7 +451,7 @@ impl<'de, V: Deserialize<'de>> Deserialize<'de> for Ordered<V> {
             type Value = Ordered<V>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a mapping from attribute names to paths")
+                f.write_str("a mapping by attribute names")
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Ordered<V>, A::Error> {
@@ -456,7 +476,7 @@ versions: {distribution: shop-core, module: shop, attribute: __version__, suppor
 probes:
   - name: checkout
     target: shop.cart:Cart.checkout
-    span: {name: "checkout {shop.customer}", role: node}
+    span: {name: "checkout {shop.customer}", role: node, unless: {shop.customer: [nobody]}}
     attributes:
       shop.customer: self.customer.name
       shop.total: {path: return.total, max: 16}
@@ -507,7 +527,12 @@ probes:
                 ("shop.state", "arg0.state".to_owned(), Moment::Exit, 256),
             ]
         );
-        assert_eq!(probes[0].span.as_ref().unwrap().role, Role::Node);
+        let span = probes[0].span.as_ref().unwrap();
+        assert_eq!(span.role, Role::Node);
+        assert_eq!(
+            span.unless,
+            [("shop.customer".to_owned(), vec!["nobody".to_owned()])]
+        );
         assert_eq!(probes[2].kind, Kind::PairEnd { begin: ProbeId(11) });
         assert_eq!(probes[3].kind, Kind::Event);
     }

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use bytemuck::Zeroable;
 use floe_ebpf::{
-    KEY_LEN, Key, MAX_HOPS, MAX_KEYS, MAX_OPS, MAX_PLANS, MAX_REGS, MAX_STR, Op, Plan, RECORD_LEN,
+    KEY_LEN, Key, LOAD_EXCEPTION_ARGS, LOAD_FUNC_GLOBALS, MAX_HOPS, MAX_KEYS, MAX_OPS, MAX_PLANS, MAX_REGS, MAX_STR, Op, Plan, RECORD_LEN,
     op,
 };
 use thiserror::Error;
@@ -17,13 +17,6 @@ use super::probe::{Attribute, Kind, Moment, Probe};
 
 /// Longest captured string unless a pack says otherwise, in bytes of its representation.
 pub const DEFAULT_MAX: u32 = 256;
-
-/// Instead of a byte offset in [`op::LOAD`]: `PyFunctionObject.func_globals`. The layout knows the offset.
-pub const LOAD_FUNC_GLOBALS: u32 = u32::MAX - 1;
-
-/// Instead of a byte offset in [`op::LOAD`]: `PyBaseExceptionObject.args`. The layout knows the offset. To be read only
-/// from an object whose type has `Py_TPFLAGS_BASE_EXC_SUBCLASS`; from any other the field is absent.
-pub const LOAD_EXCEPTION_ARGS: u32 = u32::MAX - 2;
 
 /// Name of the field with the type of a raised exception.
 pub const EXCEPTION_TYPE: &str = "exception.type";

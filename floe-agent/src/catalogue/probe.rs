@@ -8,6 +8,7 @@ use thiserror::Error;
 
 use super::path::Path;
 use super::template::Template;
+use super::version::VersionRange;
 use crate::units::ProbeId;
 
 /// A function to probe, and what to make of its calls.
@@ -27,6 +28,8 @@ pub struct Probe {
     /// A local variable that the function's code has. Tells local functions of one name apart on Python 3.10 and
     /// older, whose code objects have no qualified name.
     pub with_variable: Option<String>,
+    /// The versions of the pack's distribution that have the function; elsewhere it is not looked for. `None`: all.
+    pub versions: Option<VersionRange>,
     /// The span ([`Kind::Call`] and [`Kind::PairBegin`]).
     pub span: Option<SpanRule>,
     /// What is captured.
@@ -67,6 +70,10 @@ pub struct SpanRule {
     pub name: Template,
     /// Its part in the trace.
     pub role: Role,
+    /// Calls that are no span: attributes of the entry, and their values for which this holds.
+    pub unless: Vec<(String, Vec<String>)>,
+    /// The call tells of something that took no time: the span has no length, whatever the call took.
+    pub instant: bool,
 }
 
 /// The part of a span in a trace.

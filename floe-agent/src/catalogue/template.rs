@@ -4,6 +4,9 @@ use std::fmt;
 
 use thiserror::Error;
 
+/// What is left out together with a missing attribute.
+const SEPARATORS: [char; 4] = ['.', '-', ':', ' '];
+
 /// A parsed template.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Template {
@@ -83,7 +86,8 @@ impl Template {
         })
     }
 
-    /// Fills it in. A missing attribute is left out together with the separators (`.`, `-`, `:`, space) before it.
+    /// Fills it in. A missing attribute is left out together with the
+    /// separators (`.`, `-`, `:`, space) before it.
     pub fn render(&self, value: impl Fn(&str) -> Option<String>) -> String {
         let mut out = String::new();
         for piece in &self.pieces {
@@ -91,9 +95,12 @@ impl Template {
                 Piece::Text(text) => out += text,
                 Piece::Attribute(name) => match value(name) {
                     Some(value) => out += &value,
-                    None => out.truncate(out.trim_end_matches(['.', '-', ':', ' ']).len()),
+                    None => out.truncate(out.trim_end_matches(SEPARATORS).len()),
                 },
             }
+        }
+        if out.starts_with(SEPARATORS) && matches!(self.pieces.first(), Some(Piece::Attribute(_))) {
+            out = out.trim_start_matches(SEPARATORS).to_owned();
         }
         out
     }
@@ -146,6 +153,10 @@ mod tests {
         assert_eq!(
             Template::parse("dbt.{gone}.{name}").unwrap().render(value),
             "dbt.orders"
+        );
+        assert_eq!(
+            Template::parse("{gone}.{name}").unwrap().render(value),
+            "orders"
         );
         assert_eq!(Template::parse("{gone}").unwrap().render(value), "");
         assert_eq!(

@@ -13,6 +13,8 @@ use crate::units::UserAddr;
 
 /// Most objects that the search for nested functions looks at.
 pub const MAX_OBJECTS: usize = 50_000;
+/// How far a search looks at first: objects in a module, and what those hold.
+const NEAR_DEPTH: u32 = 2;
 /// Longest chain of references from a module to a nested function.
 pub const MAX_DEPTH: u32 = 12;
 /// Most objects that the search behind a decorated name looks at.
@@ -354,27 +356,38 @@ impl<'m> Resolver<'m> {
     /// Searches the contents of modules for functions with one of these code objects.
     fn reach(&self, codes: &HashSet<UserAddr>, name: &str, found_in: &[&str]) -> Result<Vec<FoundFunction>> {
         let heap = &self.heap;
-        let mut graph = Graph::new(*heap, MAX_OBJECTS, MAX_DEPTH);
+        let mut roots = Vec::new();
         let mut missing = None;
         for module in found_in {
             match self.module_dict(module) {
                 Ok(dict) => {
-                    for (name, object) in heap.dict(dict)? {
-                        if !heap.str_is(name, "__builtins__") {
-                            graph.push(object, 0);
-                        }
-                    }
+                    let contents = heap.dict(dict)?.into_iter();
+                    roots.extend(
+                        contents.filter(|&(name, _)| !heap.str_is(name, "__builtins__")).map(|(_, object)| object),
+                    );
                 }
                 Err(error) => missing = Some(error),
             }
         }
+        // A thread of the target waits for this. Decorated functions hang on what the module holds, so the near
+        // neighbourhood comes first, and the rest only if nothing is found there.
         let mut found = Vec::new();
-        while let Some(object) = graph.next() {
-            let Ok(function) = heap.function(object) else {
-                continue;
-            };
-            if codes.contains(&function.code) && found.len() < MAX_FOUND {
-                found.push(self.describe(&function, None, true)?);
+        let mut graph = Graph::new(*heap, 0, 0);
+        for depth in [NEAR_DEPTH, MAX_DEPTH] {
+            graph = Graph::new(*heap, MAX_OBJECTS, depth);
+            for &object in &roots {
+                graph.push(object, 0);
+            }
+            while let Some(object) = graph.next() {
+                let Ok(function) = heap.function(object) else {
+                    continue;
+                };
+                if codes.contains(&function.code) && found.len() < MAX_FOUND {
+                    found.push(self.describe(&function, None, true)?);
+                }
+            }
+            if !found.is_empty() {
+                break;
             }
         }
         match (found.is_empty(), missing) {

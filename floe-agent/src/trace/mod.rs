@@ -1,1 +1,13 @@
-//! From events to spans: assembly, parents, ids.
+//! From events to spans: assembly, parents, ids. No kernel and no I/O in here.
+//!
+//! [`Assembler`] is fed with events in the order of the ring buffer and gives finished spans.
+
+mod assembler;
+mod clock;
+mod finish;
+mod process;
+mod resource;
+
+pub use assembler::{Assembler, AssemblerStats, FinishedSpan, Limits};
+pub use clock::Clock;
+pub use resource::ProcessFacts;

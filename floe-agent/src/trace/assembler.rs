@@ -1,0 +1,730 @@
+//! The assembler: events in, finished spans out.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+
+use opentelemetry::{InstrumentationScope, StringValue};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::trace::{IdGenerator, RandomIdGenerator, SpanData};
+use opentelemetry_semantic_conventions::SCHEMA_URL;
+
+use super::clock::Clock;
+use super::finish::{self, Ending, Finish, ProcessEnd};
+use super::process::{Frame, OpenSpan, Process, Trace};
+use super::resource::ProcessFacts;
+use crate::catalogue::{Catalogue, Kind, Moment, Role};
+use crate::kernel::event::{Event, FieldValue, Outcome, Stamp};
+use crate::units::{BootNanos, Epoch, Pid, ProbeId, Tid};
+
+const RETURN_NOT_SEEN: &str = "return not seen";
+const END_NOT_SEEN: &str = "end not seen";
+const THREAD_ENDED: &str = "thread ended";
+const PROCESS_EXITED: &str = "process exited";
+const PROCESS_CALLED_EXEC: &str = "process called exec";
+const PROCESS_REPLACED: &str = "process ended unseen";
+const TRACING_ENDED: &str = "tracing ended";
+
+/// Ended processes that are remembered, so that late events of them are not taken for new processes.
+const REMEMBERED: usize = 4096;
+
+/// A finished span and the process it happened in.
+#[derive(Clone, Debug)]
+pub struct FinishedSpan {
+    /// The process.
+    pub resource: Arc<Resource>,
+    /// The span.
+    pub span: SpanData,
+}
+
+/// Bounds of what the assembler keeps. What goes beyond is dropped and counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Open calls of one process.
+    pub open_calls: usize,
+    /// Threads of one process that have open calls.
+    pub threads: usize,
+    /// Processes.
+    pub processes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            open_calls: 8192,
+            threads: 2048,
+            processes: 65536,
+        }
+    }
+}
+
+/// What the assembler counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AssemblerStats {
+    /// Spans that ended.
+    pub spans: u64,
+    /// Of these, spans whose end was not seen.
+    pub incomplete: u64,
+    /// Events that were lost before they could be read.
+    pub lost_events: u64,
+    /// Returns without a call: it was lost, dropped, or began before tracing.
+    pub unmatched_returns: u64,
+    /// Calls that were dropped because of [`Limits`].
+    pub dropped_calls: u64,
+    /// Events of a process that had already ended.
+    pub stale_events: u64,
+    /// Events of a probe that is not in the catalogue.
+    pub unknown_probes: u64,
+    /// Values for a command where none was open.
+    pub orphan_events: u64,
+}
+
+/// Makes spans from events.
+///
+/// Events of one thread must come in their order; events of a child process after the fork that made it. Ids of address
+/// spaces are never used twice.
+#[derive(Debug)]
+pub struct Assembler {
+    core: Core,
+    processes: HashMap<(Pid, Epoch), Process>,
+    /// The address space that a process has now, as its events say.
+    current: HashMap<Pid, Epoch>,
+    ended: HashSet<(Pid, Epoch)>,
+    ended_order: VecDeque<(Pid, Epoch)>,
+    limits: Limits,
+}
+
+/// What is needed to begin and end spans, apart from the processes.
+#[derive(Debug)]
+struct Core {
+    catalogue: Arc<Catalogue>,
+    /// `code.function.name` of each probe.
+    functions: Vec<StringValue>,
+    clock: Clock,
+    ids: Box<dyn IdGenerator>,
+    scope: InstrumentationScope,
+    finished: Vec<FinishedSpan>,
+    stats: AssemblerStats,
+}
+
+impl Assembler {
+    /// An assembler for the events of these probes.
+    pub fn new(catalogue: Arc<Catalogue>, clock: Clock) -> Self {
+        let functions = catalogue
+            .probes()
+            .iter()
+            .map(|probe| {
+                Arc::<str>::from(format!("{}.{}", probe.target.module, probe.target.qualname))
+                    .into()
+            })
+            .collect();
+        let scope = InstrumentationScope::builder("floe-agent")
+            .with_version(env!("CARGO_PKG_VERSION"))
+            .with_schema_url(SCHEMA_URL)
+            .build();
+        Self {
+            core: Core {
+                catalogue,
+                functions,
+                clock,
+                ids: Box::new(RandomIdGenerator::default()),
+                scope,
+                finished: Vec::new(),
+                stats: AssemblerStats::default(),
+            },
+            processes: HashMap::new(),
+            current: HashMap::new(),
+            ended: HashSet::new(),
+            ended_order: VecDeque::new(),
+            limits: Limits::default(),
+        }
+    }
+
+    /// With other bounds.
+    #[must_use]
+    pub fn with_limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// With other ids than random ones.
+    #[must_use]
+    pub fn with_ids(mut self, ids: Box<dyn IdGenerator>) -> Self {
+        self.core.ids = ids;
+        self
+    }
+
+    /// Takes a new reading of the clocks. Spans that are open keep their start and their true duration.
+    pub fn set_clock(&mut self, clock: Clock) {
+        self.core.clock = clock;
+    }
+
+    /// What was counted so far.
+    pub fn stats(&self) -> AssemblerStats {
+        self.core.stats
+    }
+
+    /// Spans that have not ended.
+    pub fn open_spans(&self) -> usize {
+        let frames = self
+            .processes
+            .values()
+            .flat_map(|process| process.threads.values().flatten());
+        frames.filter(|frame| frame.span.is_some()).count()
+    }
+
+    /// Takes the spans that have ended since the last call.
+    pub fn drain(&mut self) -> Vec<FinishedSpan> {
+        std::mem::take(&mut self.core.finished)
+    }
+
+    /// Says what a process is. May come before or after its first events; spans that end later have the new resource.
+    pub fn process_seen(&mut self, facts: ProcessFacts) {
+        let key = (facts.pid, facts.epoch);
+        if self.ended.contains(&key) {
+            return;
+        }
+        if let Some(process) = self.processes.get_mut(&key) {
+            process.resource = Arc::new(facts.resource());
+            process.facts = facts;
+        } else if self.processes.len() < self.limits.processes {
+            let trace = self.core.new_trace();
+            self.processes.insert(key, Process::new(facts, trace));
+        }
+    }
+
+    /// Takes an event.
+    pub fn handle(&mut self, event: Event) {
+        match event {
+            Event::Enter {
+                stamp,
+                probe,
+                depth,
+                recursion,
+                fields,
+            } => {
+                let limits = self.limits;
+                if let Some((core, process)) = self.process(&stamp) {
+                    core.enter(
+                        process,
+                        &stamp,
+                        limits,
+                        Enter {
+                            probe,
+                            depth,
+                            recursion,
+                            fields,
+                        },
+                    );
+                }
+            }
+            Event::Return {
+                stamp,
+                call,
+                probe,
+                outcome,
+                fields,
+            } => {
+                if let Some((core, process)) = self.process(&stamp) {
+                    core.leave(
+                        process,
+                        &stamp,
+                        Leave {
+                            call,
+                            probe,
+                            outcome,
+                            fields,
+                        },
+                    );
+                }
+            }
+            Event::Fork {
+                stamp,
+                child,
+                child_epoch,
+            } => self.fork(&stamp, child, child_epoch),
+            Event::Exec { stamp } => self.exec(&stamp),
+            Event::Exit {
+                stamp,
+                process_ended,
+                code,
+            } => self.exit(&stamp, process_ended, code),
+        }
+    }
+
+    /// Ends everything that is open: tracing ends.
+    pub fn end_of_input(&mut self, now: BootNanos) {
+        let mut keys: Vec<_> = self.processes.keys().copied().collect();
+        keys.sort_unstable();
+        for key in keys {
+            self.end_process(key, now, &Ending::incomplete(TRACING_ENDED));
+        }
+    }
+
+    /// The process of an event; makes it known if it is not.
+    fn process(&mut self, stamp: &Stamp) -> Option<(&mut Core, &mut Process)> {
+        let key = (stamp.pid, stamp.epoch);
+        if self.ended.contains(&key) {
+            self.core.stats.stale_events += 1;
+            return None;
+        }
+        if let Some(old) = self.current.insert(stamp.pid, stamp.epoch)
+            && old != stamp.epoch
+        {
+            // Its end was lost: whatever has this pid now is another process.
+            self.end_process(
+                (stamp.pid, old),
+                stamp.time,
+                &Ending::incomplete(PROCESS_REPLACED),
+            );
+            self.current.insert(stamp.pid, stamp.epoch);
+        }
+        if !self.processes.contains_key(&key) {
+            if self.processes.len() >= self.limits.processes {
+                self.core.stats.dropped_calls += 1;
+                return None;
+            }
+            let trace = self.core.new_trace();
+            self.processes.insert(
+                key,
+                Process::new(ProcessFacts::unknown(key.0, key.1), trace),
+            );
+        }
+        let process = self.processes.get_mut(&key)?;
+        if stamp.lost > 0 {
+            process.trace.lose(stamp.lost.into());
+            self.core.stats.lost_events += u64::from(stamp.lost);
+        }
+        Some((&mut self.core, process))
+    }
+
+    fn fork(&mut self, stamp: &Stamp, child: Pid, child_epoch: Epoch) {
+        let Some((_, parent)) = self.process(stamp) else {
+            return;
+        };
+        let lineage = (
+            Arc::clone(&parent.trace),
+            parent.context(stamp.tid).map(|(span, _)| span),
+        );
+        let facts = parent.facts.forked(child, child_epoch);
+        self.begin_process(stamp, (child, child_epoch), Some(facts), Some(lineage));
+    }
+
+    fn exec(&mut self, stamp: &Stamp) {
+        let before = self
+            .current
+            .get(&stamp.pid)
+            .map(|epoch| (stamp.pid, *epoch));
+        let lineage = before.filter(|key| key.1 != stamp.epoch).and_then(|key| {
+            let process = self.processes.get(&key)?;
+            let lineage = (
+                Arc::clone(&process.trace),
+                process.context(stamp.tid).map(|(span, _)| span),
+            );
+            self.end_process(key, stamp.time, &Ending::incomplete(PROCESS_CALLED_EXEC));
+            Some(lineage)
+        });
+        self.begin_process(stamp, (stamp.pid, stamp.epoch), None, lineage);
+    }
+
+    /// A process begins by fork or exec. It may already be known: facts and events come on different ways.
+    fn begin_process(
+        &mut self,
+        stamp: &Stamp,
+        key: (Pid, Epoch),
+        facts: Option<ProcessFacts>,
+        lineage: Option<(Arc<Trace>, Option<opentelemetry::trace::SpanId>)>,
+    ) {
+        let known = self.processes.contains_key(&key);
+        let stamp = Stamp {
+            pid: key.0,
+            epoch: key.1,
+            lost: 0,
+            ..*stamp
+        };
+        let Some((_, process)) = self.process(&stamp) else {
+            return;
+        };
+        if let (false, Some(facts)) = (known, facts) {
+            process.resource = Arc::new(facts.resource());
+            process.facts = facts;
+        }
+        if let (false, Some((trace, inherited))) = (process.started, lineage) {
+            process.trace = trace;
+            process.inherited = inherited;
+        }
+    }
+
+    fn exit(&mut self, stamp: &Stamp, process_ended: bool, code: u32) {
+        let key = (stamp.pid, stamp.epoch);
+        if !self.processes.contains_key(&key) {
+            return;
+        }
+        let Some((core, process)) = self.process(stamp) else {
+            return;
+        };
+        let end = ProcessEnd::from_wait(code);
+        // A signal never ends one thread alone.
+        if process_ended || matches!(end, ProcessEnd::Signalled(_)) {
+            let ending = Ending::Incomplete {
+                reason: PROCESS_EXITED,
+                process: Some(end),
+            };
+            core.close_above(process, stamp.tid, 0, stamp.time, &ending);
+            if process_ended {
+                self.end_process(key, stamp.time, &ending);
+            }
+        } else {
+            core.close_above(
+                process,
+                stamp.tid,
+                0,
+                stamp.time,
+                &Ending::incomplete(THREAD_ENDED),
+            );
+        }
+    }
+
+    fn end_process(&mut self, key: (Pid, Epoch), time: BootNanos, ending: &Ending) {
+        let Some(mut process) = self.processes.remove(&key) else {
+            return;
+        };
+        // Threads with commands last: commands count what ended under them.
+        let mut threads: Vec<Tid> = process.threads.keys().copied().collect();
+        threads.sort_unstable_by_key(|tid| {
+            (
+                process.commands.iter().position(|(owner, _)| owner == tid),
+                *tid,
+            )
+        });
+        for tid in threads {
+            self.core.close_above(&mut process, tid, 0, time, ending);
+        }
+        if self.current.get(&key.0) == Some(&key.1) {
+            self.current.remove(&key.0);
+        }
+        if self.ended_order.len() >= REMEMBERED
+            && let Some(oldest) = self.ended_order.pop_front()
+        {
+            self.ended.remove(&oldest);
+        }
+        self.ended.insert(key);
+        self.ended_order.push_back(key);
+    }
+}
+
+/// The event that a call begins.
+struct Enter {
+    probe: ProbeId,
+    depth: u32,
+    recursion: bool,
+    fields: Vec<FieldValue>,
+}
+
+/// The event that a call ends.
+struct Leave {
+    call: BootNanos,
+    probe: ProbeId,
+    outcome: Outcome,
+    fields: Vec<FieldValue>,
+}
+
+impl Core {
+    fn new_trace(&self) -> Arc<Trace> {
+        Trace::new(self.ids.new_trace_id())
+    }
+
+    fn enter(&mut self, process: &mut Process, stamp: &Stamp, limits: Limits, enter: Enter) {
+        let Enter {
+            probe: id,
+            depth,
+            recursion,
+            fields,
+        } = enter;
+        let catalogue = Arc::clone(&self.catalogue);
+        let Some(probe) = catalogue.probe(id) else {
+            self.stats.unknown_probes += 1;
+            return;
+        };
+        // Calls that were at this depth or deeper have returned without being seen.
+        let gone = |frame: &Frame| {
+            if frame.pair {
+                frame.depth > depth
+            } else {
+                frame.depth >= depth
+            }
+        };
+        let keep = process
+            .frames(stamp.tid)
+            .iter()
+            .rposition(|frame| !gone(frame))
+            .map_or(0, |last| last + 1);
+        self.close_above(
+            process,
+            stamp.tid,
+            keep,
+            stamp.time,
+            &Ending::incomplete(RETURN_NOT_SEEN),
+        );
+
+        let full = process.open >= limits.open_calls
+            || (process.threads.len() >= limits.threads && process.frames(stamp.tid).is_empty());
+        if full {
+            self.stats.dropped_calls += 1;
+            return;
+        }
+        let names = catalogue.fields(id, Moment::Enter);
+        let frame = |span, pair| Frame {
+            call: stamp.time,
+            depth,
+            probe: id,
+            span,
+            pair,
+        };
+        match probe.kind {
+            Kind::Event => {
+                self.give_command(process, stamp.tid, names, fields);
+                process.push(stamp.tid, frame(None, false));
+            }
+            Kind::PairEnd { begin } => {
+                let open = pair(process, stamp.tid, begin);
+                let span = open.and_then(|at| {
+                    process
+                        .threads
+                        .get_mut(&stamp.tid)?
+                        .get_mut(at)?
+                        .span
+                        .as_mut()
+                });
+                finish::apply(span, names, fields);
+                process.push(stamp.tid, frame(None, false));
+            }
+            Kind::PairBegin => {
+                let earlier = pair(process, stamp.tid, id)
+                    .filter(|at| process.frames(stamp.tid)[*at].depth == depth);
+                if let Some(at) = earlier {
+                    self.close(
+                        process,
+                        stamp.tid,
+                        at,
+                        stamp.time,
+                        &Ending::incomplete(END_NOT_SEEN),
+                    );
+                }
+                let span = self.open(
+                    process,
+                    stamp,
+                    probe.span.as_ref().map_or(Role::None, |span| span.role),
+                    recursion,
+                );
+                process.push(stamp.tid, frame(Some(span), true));
+                if let Some(frame) = process
+                    .threads
+                    .get_mut(&stamp.tid)
+                    .and_then(|frames| frames.last_mut())
+                {
+                    finish::apply(frame.span.as_mut(), names, fields);
+                }
+                process.push(stamp.tid, frame(None, false));
+            }
+            Kind::Call => {
+                let mut span = self.open(
+                    process,
+                    stamp,
+                    probe.span.as_ref().map_or(Role::None, |span| span.role),
+                    recursion,
+                );
+                finish::apply(Some(&mut span), names, fields);
+                let span = (!finish::is_left_out(probe, &span.attributes)).then_some(span);
+                process.push(stamp.tid, frame(span, false));
+            }
+        }
+    }
+
+    fn open(&self, process: &Process, stamp: &Stamp, role: Role, recursion: bool) -> OpenSpan {
+        let (parent, remote) = process
+            .context(stamp.tid)
+            .map_or((None, false), |(span, remote)| (Some(span), remote));
+        let spans = process
+            .frames(stamp.tid)
+            .iter()
+            .filter_map(|frame| frame.span.as_ref());
+        OpenSpan {
+            id: self.ids.new_span_id(),
+            parent,
+            remote,
+            began: stamp.time,
+            start: self.clock.wall(stamp.time),
+            attributes: Vec::new(),
+            cut: Vec::new(),
+            role,
+            nested: spans.into_iter().any(|span| span.role == Role::Node),
+            recursion,
+            nodes: [0; 2],
+        }
+    }
+
+    fn leave(&mut self, process: &mut Process, stamp: &Stamp, leave: Leave) {
+        let Leave {
+            call,
+            probe: id,
+            outcome,
+            fields,
+        } = leave;
+        let open = |process: &Process| {
+            let mut frames = process.frames(stamp.tid).iter();
+            frames.rposition(|frame| frame.call == call && frame.probe == id && !frame.pair)
+        };
+        let Some(mut index) = open(process) else {
+            self.stats.unmatched_returns += 1;
+            return;
+        };
+        let catalogue = Arc::clone(&self.catalogue);
+        let Some(probe) = catalogue.probe(id) else {
+            return;
+        };
+        let names = catalogue.fields(id, Moment::Exit);
+        let unseen = Ending::incomplete(RETURN_NOT_SEEN);
+        match probe.kind {
+            Kind::Event => {
+                self.close_above(process, stamp.tid, index + 1, stamp.time, &unseen);
+                self.give_command(process, stamp.tid, names, fields);
+            }
+            Kind::PairEnd { begin } => {
+                // What the span's end is called in, and what it calls, are both possible places of its beginning.
+                if let Some(at) = pair(process, stamp.tid, begin) {
+                    self.close_above(process, stamp.tid, at.max(index) + 1, stamp.time, &unseen);
+                    let span = process
+                        .threads
+                        .get_mut(&stamp.tid)
+                        .and_then(|frames| frames[at].span.as_mut());
+                    let raised = finish::apply(span, names, fields);
+                    self.close(
+                        process,
+                        stamp.tid,
+                        at,
+                        stamp.time,
+                        &Ending::of(outcome, raised),
+                    );
+                    index -= usize::from(at < index);
+                }
+                self.close_above(process, stamp.tid, index + 1, stamp.time, &unseen);
+            }
+            Kind::PairBegin => {
+                self.close_above(process, stamp.tid, index + 1, stamp.time, &unseen);
+                // The span is just below its call.
+                let at = index
+                    .checked_sub(1)
+                    .filter(|at| process.frames(stamp.tid)[*at].pair);
+                let frames = process.threads.get_mut(&stamp.tid);
+                let span = at.and_then(|at| frames?[at].span.as_mut());
+                let raised = finish::apply(span, names, fields);
+                if let (Outcome::Raised, Some(at)) = (outcome, at) {
+                    self.close(process, stamp.tid, at, stamp.time, &Ending::Raised(raised));
+                    index -= 1;
+                }
+            }
+            Kind::Call => {
+                self.close_above(process, stamp.tid, index + 1, stamp.time, &unseen);
+                let span = process
+                    .threads
+                    .get_mut(&stamp.tid)
+                    .and_then(|frames| frames[index].span.as_mut());
+                let raised = finish::apply(span, names, fields);
+                self.close(
+                    process,
+                    stamp.tid,
+                    index,
+                    stamp.time,
+                    &Ending::of(outcome, raised),
+                );
+                return;
+            }
+        }
+        process.remove(stamp.tid, index);
+    }
+
+    /// Gives captured values to the command that the thread works for.
+    fn give_command(
+        &mut self,
+        process: &mut Process,
+        tid: Tid,
+        names: &[opentelemetry::Key],
+        fields: Vec<FieldValue>,
+    ) {
+        let command = process.command(tid);
+        if command.is_none() && !fields.is_empty() {
+            self.stats.orphan_events += 1;
+        }
+        finish::apply(command, names, fields);
+    }
+
+    /// Ends the frames of a thread from `keep` on, innermost first.
+    fn close_above(
+        &mut self,
+        process: &mut Process,
+        tid: Tid,
+        keep: usize,
+        time: BootNanos,
+        ending: &Ending,
+    ) {
+        for index in (keep..process.frames(tid).len()).rev() {
+            self.close(process, tid, index, time, ending);
+        }
+    }
+
+    /// Ends one frame, and its span if it has one.
+    fn close(
+        &mut self,
+        process: &mut Process,
+        tid: Tid,
+        index: usize,
+        time: BootNanos,
+        ending: &Ending,
+    ) {
+        let Some(Frame {
+            probe,
+            span: Some(span),
+            ..
+        }) = process.remove(tid, index)
+        else {
+            return;
+        };
+        let Some(rule) = self.catalogue.probe(probe) else {
+            return;
+        };
+        let counted = span.role == Role::Node && !span.nested;
+        let finish = Finish {
+            probe: rule,
+            function: &self.functions[probe.0 as usize],
+            trace: &process.trace,
+            tid,
+            scope: &self.scope,
+        };
+        let span = finish.span(span, time, ending);
+        if counted && let Some(command) = process.command(tid) {
+            command.nodes[0] += 1;
+            command.nodes[1] += u32::from(matches!(
+                span.status,
+                opentelemetry::trace::Status::Error { .. }
+            ));
+        }
+        self.stats.spans += 1;
+        self.stats.incomplete += u64::from(matches!(ending, Ending::Incomplete { .. }));
+        self.finished.push(FinishedSpan {
+            resource: Arc::clone(&process.resource),
+            span,
+        });
+    }
+}
+
+/// The innermost open span of a thread that this probe began and another function ends.
+fn pair(process: &Process, tid: Tid, begin: ProbeId) -> Option<usize> {
+    process
+        .frames(tid)
+        .iter()
+        .rposition(|frame| frame.pair && frame.probe == begin)
+}
+
+#[cfg(test)]
+#[path = "tests.rs"]
+mod tests;
