@@ -206,8 +206,9 @@ impl<'m> Resolver<'m> {
         Ok(self.heap.module_dict(object)?)
     }
 
-    /// The functions that `qualname` of `module` stands for: one, or for a nested function (`<locals>`) all that are found
-    /// in the contents of the modules `found_in` (of `module` itself if that is empty).
+    /// The functions that `qualname` of `module` stands for: one, or for a nested function (`<locals>`) those that are
+    /// found in the contents of the modules `found_in` (of `module` itself if that is empty): all that are near, such as
+    /// decorated functions and commands, else all that can be reached.
     pub fn resolve(&self, module: &str, qualname: &str, found_in: &[&str]) -> Result<Vec<FoundFunction>> {
         let bad = || ResolveError::BadName { name: qualname.to_owned() };
         let parts: Vec<&str> = qualname.split(".<locals>.").collect();

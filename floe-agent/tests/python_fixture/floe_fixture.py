@@ -168,9 +168,16 @@ inners = [outer(i) for i in range(3)]
 held = {"key": (outer(3), None)}
 
 
+def far(n):
+    def inner():
+        return n
+
+    return inner
+
+
 class Registry:
     def __init__(self):
-        self.commands = {"a": ObjectDeco(outer(4))}
+        self.commands = {"a": ObjectDeco(far(4)), "b": ObjectDeco(far(5))}
         self.me = self
 
 
