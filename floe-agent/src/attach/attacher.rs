@@ -266,6 +266,7 @@ impl Attacher {
             .position(|layout| std::ptr::eq(layout, interpreter.layout))
             .unwrap_or_default() as u32;
         info.none = addresses.none.0;
+        info.str_type = interpreter.types.str.0;
         info.float_type = addresses.float_type.0;
         info.bool_type = addresses.bool_type.0;
         info.tstate = addresses.tstate.0;
@@ -688,7 +689,8 @@ impl Attacher {
                 layout: 0,
                 reserved: 0,
                 none: 0,
-                float_type: 0,
+                str_type: 0,
+        float_type: 0,
                 bool_type: 0,
                 tstate: 0,
                 since: boot_now().0,
