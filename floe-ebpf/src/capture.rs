@@ -240,6 +240,12 @@ fn leaf_value(machine: &Machine, layout: &Layout, object: u64, operation: *const
         put(machine, at, field, value::NONE, 0, 0);
         return Some(());
     }
+    // ob_refcnt, ob_type, length, hash, state: of a str, and of anything else at least the first two
+    if let Some(head) = read::<[u64; 5]>(object)
+        && head[1] == process.str_type
+    {
+        return text(machine, layout, object, head[2], head[4] as u32, field, max);
+    }
     let mut object = object;
     let mut type_ = type_of(object)?;
     let mut flags = type_flags(layout, type_)?;
@@ -256,7 +262,9 @@ fn leaf_value(machine: &Machine, layout: &Layout, object: u64, operation: *const
         }
     }
     if flags & UNICODE_SUBCLASS != 0 {
-        return text(machine, layout, object, field, max);
+        let len = read::<u64>(object + OB_SIZE)?;
+        let state = read::<u32>(object + u64::from(layout.str_state))?;
+        return text(machine, layout, object, len, state, field, max);
     }
     if flags & LONG_SUBCLASS != 0 {
         let value = integer(layout, object)?;
@@ -307,9 +315,15 @@ fn integer(layout: &Layout, object: u64) -> Option<i64> {
 
 /// A str: its bytes as they are in memory; user space decodes them.
 #[inline(always)]
-fn text(machine: &Machine, layout: &Layout, object: u64, field: u8, max: u32) -> Option<()> {
-    let len = read::<u64>(object + OB_SIZE)?;
-    let state = read::<u32>(object + u64::from(layout.str_state))?;
+fn text(
+    machine: &Machine,
+    layout: &Layout,
+    object: u64,
+    len: u64,
+    state: u32,
+    field: u8,
+    max: u32,
+) -> Option<()> {
     let kind = (state >> 2) & 7;
     let ascii = state & 0x40 != 0;
     let shift = match kind {

@@ -58,7 +58,7 @@ shared! {
     /// What the programs know of a process that is traced or may be (map `PROCESSES`, by tgid).
     ///
     /// Written by the fork program (inheritance) and by user space (identification).
-    pub struct ProcessInfo [80] {
+    pub struct ProcessInfo [88] {
         /// Identity of this address space; unique for the life of the agent. Armed functions belong to an epoch.
         pub epoch: u32,
         /// [`process_flags`].
@@ -71,6 +71,8 @@ shared! {
         pub reserved: u32,
         /// Address of `None`.
         pub none: u64,
+        /// Address of `PyUnicode_Type`.
+        pub str_type: u64,
         /// Address of `PyFloat_Type`.
         pub float_type: u64,
         /// Address of `PyBool_Type`.
@@ -300,7 +302,7 @@ pub mod instance_style {
 
 shared! {
     /// Remembers, for one hop and one type, where the attribute was (map `HOPS`). Every use checks it against the target's memory.
-    pub struct HopEntry [48] {
+    pub struct HopEntry [56] {
         /// The type (attributes) or 0.
         pub type_: u64,
         /// The keys object; 0 where only the index is a hint (per-instance dicts).
@@ -311,10 +313,13 @@ shared! {
         pub hash: u64,
         /// Index of the entry.
         pub index: u32,
-        /// Type flags (low 32 bits) at the time.
-        pub type_flags: u32,
-        /// `tp_dictoffset` (low 32 bits) and `tp_basicsize` (high 32 bits) at the time.
-        pub shape: u64,
+        /// Not used.
+        pub reserved: u32,
+        /// Type flags (low half), which do not change while a type lives, with the low half of the type's address (high
+        /// half): one word, so that two CPUs that write the entry at once cannot mix two types.
+        pub flags: u64,
+        /// Address of the key in the keys object, where `keys` is not 0.
+        pub slot: u64,
     }
 }
 
@@ -570,9 +575,7 @@ counters! {
     WaitTimeouts = "wait_timeouts",
     /// Nanoseconds spent in waits.
     WaitNanos = "wait_ns",
-    /// Attribute look-ups answered by the cache.
-    HopHits = "attribute_cache_hits",
-    /// Attribute look-ups that scanned.
+    /// Attribute look-ups that scanned, because the cache did not know.
     HopMisses = "attribute_cache_misses",
     /// Fields that could not be read.
     FieldsAbsent = "fields_absent",

@@ -201,7 +201,6 @@ fn find(context: &Context, table: &Table, key: u32, type_: u64, entry: *mut HopE
     unsafe {
         let cached = &*entry;
         if cached.type_ == type_ && still_there(table, cached) {
-            count(Counter::HopHits);
             return Some(u64::from(cached.index));
         }
         count(Counter::HopMisses);
@@ -212,6 +211,7 @@ fn find(context: &Context, table: &Table, key: u32, type_: u64, entry: *mut HopE
         }
         let entry = &mut *entry;
         entry.type_ = type_;
+        entry.keys = 0;
         entry.key = (*context.thread).found_key;
         entry.hash = (*context.thread).found_hash;
         entry.index = (found - 1) as u32;
@@ -278,8 +278,18 @@ fn lookup(context: &Context, object: u64, key: u32, hop: u32) -> Option<u64> {
     // SAFETY: an element of LAYOUTS.
     let layout = unsafe { &*context.layout };
     let type_ = type_of(object)?;
-    let flags = type_flags(layout, type_)?;
     let entry = hop_entry(hop, type_)?;
+    // SAFETY: an element of HOPS.
+    let cached = unsafe { &*entry };
+    let known = cached.flags;
+    let flags = if known != 0 && known >> 32 == type_ & 0xffff_ffff {
+        known & 0xffff_ffff
+    } else {
+        let flags = type_flags(layout, type_)?;
+        // SAFETY: an element of HOPS.
+        unsafe { (*entry).flags = (type_ << 32) | (flags & 0xffff_ffff) };
+        flags
+    };
     let style = layout.instance_style;
 
     let mut values = 0;
@@ -319,8 +329,22 @@ fn lookup(context: &Context, object: u64, key: u32, hop: u32) -> Option<u64> {
 
     if values != 0 {
         let keys = pointer(type_ + u64::from(layout.type_cached_keys))?;
-        let table = keys_table(layout, keys)?;
-        let index = find(context, &table, key, type_, entry)?;
+        let index = if cached.type_ == type_
+            && cached.keys == keys
+            && read::<u64>(cached.slot) == Some(cached.key)
+            && read::<u64>(cached.key + STR_LENGTH + 8) == Some(cached.hash)
+        {
+            u64::from(cached.index)
+        } else {
+            let table = keys_table(layout, keys)?;
+            let index = find(context, &table, key, type_, entry)?;
+            // SAFETY: an element of HOPS.
+            unsafe {
+                (*entry).slot = table.entries + index * table.stride + table.key_offset;
+                (*entry).keys = keys;
+            }
+            index
+        };
         return pointer(values + u64::from(layout.values_items) + index * 8);
     }
     if dict == 0 {

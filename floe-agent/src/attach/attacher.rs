@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    path::Path,
     sync::{Arc, mpsc},
     time::{Duration, Instant},
 };
@@ -12,7 +13,7 @@ use floe_ebpf::{
 
 use super::{
     AttachError, Attached, News, Options, Report, Request, Verdict,
-    files::Files,
+    files::{Files, Program},
     guards::{GREENLET_API_SWITCHES, Guards},
     traced::{AddressSpaces, Traced},
 };
@@ -38,6 +39,8 @@ const GREENLET: &str = "greenlet";
 const GREENLET_EXTENSION: &str = "greenlet._greenlet";
 /// How long a started program is watched for its interpreter's library to be mapped.
 const LIBRARY_PATIENCE: Duration = Duration::from_millis(500);
+/// How long a program has for coming by `Py_RunMain` when its interpreter file was probed after its start.
+const LATE_PATIENCE: Duration = Duration::from_millis(100);
 /// Threads of a process to which the meeting point is attached.
 const MEETING_THREADS: usize = 256;
 /// An answer that comes this close to the end of the wait is taken for too late.
@@ -55,6 +58,8 @@ pub(super) struct Attacher {
     spaces: AddressSpaces,
     /// Programs whose interpreter's library is yet to be mapped.
     starting: Vec<(Pid, Instant)>,
+    /// Programs that were running when their interpreter file was first probed: they may have passed `Py_RunMain`.
+    late: Vec<(Pid, Epoch, Instant)>,
     /// Processes that are to be armed as soon as one of their threads holds the GIL.
     meetings: HashMap<Pid, Vec<LinkId>>,
     /// Packs whose version was reported, per process.
@@ -106,6 +111,7 @@ impl Attacher {
             guards: Guards::default(),
             spaces: AddressSpaces::default(),
             starting: Vec::new(),
+            late: Vec::new(),
             meetings: HashMap::new(),
             reported: HashSet::new(),
             report: Report::default(),
@@ -125,6 +131,7 @@ impl Attacher {
                 }
             }
             self.look_for_libraries();
+            self.look_for_latecomers();
             loop {
                 match inbox.try_recv() {
                     Ok(Request::Stop) | Err(mpsc::TryRecvError::Disconnected) => {
@@ -146,6 +153,12 @@ impl Attacher {
             Request::Attach(pid, reply) => {
                 let _ = reply.send(self.attach(pid));
             }
+            Request::Prepare(program, reply) => {
+                if let Err(error) = self.files.examine_program(&mut self.kernel, &program, &program, Path::new("/")) {
+                    tracing::warn!("{error}");
+                }
+                let _ = reply.send(());
+            }
             Request::Ended(pid, epoch) => self.ended(pid, epoch),
             Request::Stop => {}
         }
@@ -157,8 +170,9 @@ impl Attacher {
         match record.kind {
             urgent::EXEC => {
                 match self.files.examine(&mut self.kernel, pid) {
-                    Ok(true) => self.starting.push((pid, Instant::now())),
-                    Ok(false) => {}
+                    Ok(Program::Launcher) => self.starting.push((pid, Instant::now())),
+                    Ok(Program::NewInterpreter) => self.late.push((pid, epoch, Instant::now())),
+                    Ok(Program::KnownInterpreter | Program::Other) => {}
                     Err(error) => tracing::warn!("{error}"),
                 }
                 return;
@@ -199,6 +213,8 @@ impl Attacher {
         match self.try_adopt(pid, epoch, wait) {
             Ok(Some(version)) => self.verdict(pid, "traced", Some(version), None),
             Ok(None) => {}
+            // Met before it came by `Py_RunMain`: it will.
+            Err(refusal) if refusal.is_temporary() => tracing::debug!("process {pid}: {refusal}"),
             Err(refusal) => self.verdict(pid, "refused", None, Some(refusal.to_string())),
         }
     }
@@ -250,6 +266,7 @@ impl Attacher {
             .position(|layout| std::ptr::eq(layout, interpreter.layout))
             .unwrap_or_default() as u32;
         info.none = addresses.none.0;
+        info.str_type = interpreter.types.str.0;
         info.float_type = addresses.float_type.0;
         info.bool_type = addresses.bool_type.0;
         info.tstate = addresses.tstate.0;
@@ -592,8 +609,14 @@ impl Attacher {
             match locate(pid, &self.files.interpreters()) {
                 Ok(located) => {
                     let path = located.file.elf().path().to_path_buf();
-                    if let Err(error) = self.files.ensure(&mut self.kernel, &located.file, &path) {
-                        tracing::warn!("{error}");
+                    match self.files.ensure(&mut self.kernel, &located.file, &path) {
+                        Ok(true) => {
+                            if let Some(info) = self.kernel.process(pid) {
+                                self.late.push((pid, Epoch(info.epoch), Instant::now()));
+                            }
+                        }
+                        Ok(false) => {}
+                        Err(error) => tracing::warn!("{error}"),
                     }
                 }
                 // Its library is not mapped yet.
@@ -608,6 +631,29 @@ impl Attacher {
                         self.verdict(pid, "refused", None, Some(refusal.to_string()));
                     }
                 }
+            }
+        }
+    }
+
+    /// Programs that started while their interpreter file was not probed yet: those that did not come by `Py_RunMain` are
+    /// met where they are.
+    fn look_for_latecomers(&mut self) {
+        let mut due = Vec::new();
+        self.late.retain(|&(pid, epoch, since)| {
+            let waiting = since.elapsed() < LATE_PATIENCE;
+            if !waiting {
+                due.push((pid, epoch));
+            }
+            waiting
+        });
+        for (pid, epoch) in due {
+            let missed = self
+                .kernel
+                .process(pid)
+                .is_some_and(|info| info.epoch == epoch.0 && info.flags & process_flags::READY == 0);
+            if missed && let Ok(located) = locate(pid, &self.files.interpreters()) {
+                tracing::info!("process {pid} was faster than its interpreter could be probed: it is traced from now on");
+                self.meet(pid, &located.file);
             }
         }
     }
@@ -643,7 +689,8 @@ impl Attacher {
                 layout: 0,
                 reserved: 0,
                 none: 0,
-                float_type: 0,
+                str_type: 0,
+        float_type: 0,
                 bool_type: 0,
                 tstate: 0,
                 since: boot_now().0,

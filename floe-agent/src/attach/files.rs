@@ -47,6 +47,19 @@ pub(super) enum Known {
     Other,
 }
 
+/// What a program that was started is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Program {
+    /// Its executable holds CPython, and was probed before it started.
+    KnownInterpreter,
+    /// Its executable holds CPython and is probed from now on; it may have passed `Py_RunMain`.
+    NewInterpreter,
+    /// Its interpreter is in a library, which may be yet to be mapped.
+    Launcher,
+    /// Not Python.
+    Other,
+}
+
 /// An interpreter file with its probes.
 pub(super) struct KnownInterpreter {
     pub(super) file: Arc<InterpreterFile>,
@@ -124,31 +137,44 @@ impl Files {
         }
     }
 
-    /// Looks at a program that was just started, by its executable: attaches to a new interpreter file. Gives whether the
-    /// interpreter is in a library that is yet to be mapped.
-    pub(super) fn examine(&mut self, kernel: &mut Kernel, pid: Pid) -> Result<bool, KernelError> {
-        let Ok(open) = OpenFile::open(Path::new(&format!("/proc/{pid}/exe"))) else { return Ok(false) };
-        let Ok(identity) = open.identity() else { return Ok(false) };
-        if let Some(known) = self.0.get(&identity) {
-            return Ok(matches!(known, Known::Launcher));
+    /// Looks at a program that was just started, by its executable: attaches to a new interpreter file.
+    pub(super) fn examine(&mut self, kernel: &mut Kernel, pid: Pid) -> Result<Program, KernelError> {
+        let exe = PathBuf::from(format!("/proc/{pid}/exe"));
+        let name = std::fs::read_link(&exe).unwrap_or_default();
+        self.examine_program(kernel, &exe, &name, Path::new(&format!("/proc/{pid}/root")))
+    }
+
+    /// Looks at an executable; `name` is its path below `root`.
+    pub(super) fn examine_program(
+        &mut self,
+        kernel: &mut Kernel,
+        path: &Path,
+        name: &Path,
+        root: &Path,
+    ) -> Result<Program, KernelError> {
+        let Ok(open) = OpenFile::open(path) else { return Ok(Program::Other) };
+        let Ok(identity) = open.identity() else { return Ok(Program::Other) };
+        match self.0.get(&identity) {
+            Some(Known::Launcher) => return Ok(Program::Launcher),
+            Some(Known::Interpreter(_)) => return Ok(Program::KnownInterpreter),
+            Some(Known::Other) => return Ok(Program::Other),
+            None => {}
         }
         let path = open.path();
         if let Ok(file) = InterpreterFile::read(&path) {
             self.add(kernel, Arc::new(file), open)?;
-            return Ok(false);
+            return Ok(Program::NewInterpreter);
         }
         let launcher = ElfFile::read(&path, &[]).ok().filter(is_launcher);
         let Some(elf) = launcher else {
             self.0.insert(identity, Known::Other);
-            return Ok(false);
+            return Ok(Program::Other);
         };
         self.0.insert(identity, Known::Launcher);
-        let program = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
-        let root = PathBuf::from(format!("/proc/{pid}/root"));
-        if let Some(library) = library_of_launcher(&elf, &program, &root) {
+        if let Some(library) = library_of_launcher(&elf, name, root) {
             self.examine_library(kernel, &library)?;
         }
-        Ok(true)
+        Ok(Program::Launcher)
     }
 
     fn examine_library(&mut self, kernel: &mut Kernel, path: &Path) -> Result<(), KernelError> {
@@ -178,21 +204,22 @@ impl Files {
         Ok(())
     }
 
-    /// Makes the interpreter file of a process known, found in its mappings.
+    /// Makes the interpreter file of a process known, found in its mappings; whether it is new.
     pub(super) fn ensure(
         &mut self,
         kernel: &mut Kernel,
         file: &Arc<InterpreterFile>,
         path: &Path,
-    ) -> Result<(), KernelError> {
+    ) -> Result<bool, KernelError> {
         if self.0.contains_key(&file.identity()) {
-            return Ok(());
+            return Ok(false);
         }
         match OpenFile::open(path) {
             Ok(open) if open.identity().is_ok_and(|identity| identity == file.identity()) => {
-                self.add(kernel, file.clone(), open)
+                self.add(kernel, file.clone(), open)?;
+                Ok(true)
             }
-            _ => Ok(()),
+            _ => Ok(false),
         }
     }
 }

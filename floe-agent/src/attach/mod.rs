@@ -14,6 +14,7 @@ mod guards;
 mod traced;
 
 use std::{
+    path::PathBuf,
     sync::{Arc, mpsc},
     thread::JoinHandle,
 };
@@ -43,6 +44,8 @@ pub struct Options {
 pub enum Request {
     /// Children of this process are selected from now on, or of nobody.
     SelectChildrenOf(Option<Pid>, mpsc::Sender<Result<(), KernelError>>),
+    /// This executable is about to be run: probe its interpreter before.
+    Prepare(PathBuf, mpsc::Sender<()>),
     /// Trace a running process and its descendants.
     Attach(Pid, mpsc::Sender<Result<Attached, AttachError>>),
     /// A traced process has ended.
@@ -155,6 +158,13 @@ impl AttachThread {
         // If the thread has ended there is nothing to select.
         let _ = self.requests.send(Request::SelectChildrenOf(pid, reply));
         answer.recv().unwrap_or(Ok(()))
+    }
+
+    /// Probes the interpreter of an executable before it is run.
+    pub fn prepare(&self, program: PathBuf) {
+        let (reply, answer) = mpsc::channel();
+        let _ = self.requests.send(Request::Prepare(program, reply));
+        let _ = answer.recv();
     }
 
     /// Attaches to a running process.

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{TraceOptions, session::Session};
+use super::{TraceOptions, program, session::Session};
 use crate::units::Pid;
 
 pub(super) fn run(options: &TraceOptions, command: &[OsString]) -> Result<u8> {
@@ -27,6 +27,9 @@ fn supervise(session: &Session, program: &OsString, arguments: &[OsString]) -> R
         let _inside = runtime.enter();
         (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
     };
+    for program in program::executables(program) {
+        session.attach.prepare(program);
+    }
     // The fork program selects the child in the moment it is made: not one instruction of it is missed.
     session.attach.select_children_of(Some(Pid(std::process::id())))?;
     let child = Command::new(program).args(arguments).spawn();

@@ -4,6 +4,7 @@
 
 mod attach;
 mod exec;
+mod program;
 mod session;
 
 use std::path::PathBuf;

@@ -88,6 +88,7 @@ fn forked(ctx: &RawTracePointContext) -> Option<()> {
         layout: 0,
         reserved: 0,
         none: 0,
+        str_type: 0,
         float_type: 0,
         bool_type: 0,
         tstate: 0,
@@ -101,6 +102,7 @@ fn forked(ctx: &RawTracePointContext) -> Option<()> {
         info.flags = parent.flags;
         info.layout = parent.layout;
         info.none = parent.none;
+        info.str_type = parent.str_type;
         info.float_type = parent.float_type;
         info.bool_type = parent.bool_type;
         info.tstate = parent.tstate;
@@ -146,6 +148,7 @@ fn executed(ctx: &RawTracePointContext) -> Option<()> {
         layout: 0,
         reserved: 0,
         none: 0,
+        str_type: 0,
         float_type: 0,
         bool_type: 0,
         tstate: 0,
