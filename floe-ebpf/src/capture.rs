@@ -11,8 +11,8 @@ use floe_ebpf::{
 use crate::{
     maps::{Thread, count},
     python::{
-        BASE_EXCEPTION_SUBCLASS, Context, DICT_SUBCLASS, LIST_SUBCLASS, LONG_SUBCLASS, OB_SIZE, TUPLE_SUBCLASS, UNICODE_SUBCLASS, attribute,
-        dict_item, keyword, type_flags, type_of,
+        BASE_EXCEPTION_SUBCLASS, Context, DICT_SUBCLASS, LIST_SUBCLASS, LONG_SUBCLASS, OB_SIZE, TUPLE_SUBCLASS,
+        UNICODE_SUBCLASS, attribute, dict_item, keyword, type_flags, type_of,
     },
     user::{masked, pointer, read, read_bytes},
 };
@@ -231,8 +231,7 @@ fn leaf(machine: &Machine, layout: &Layout, object: u64, operation: *const floe_
 #[inline(always)]
 fn leaf_value(machine: &Machine, layout: &Layout, object: u64, operation: *const floe_ebpf::Op) -> Option<()> {
     // SAFETY: an element of PLANS.
-    let (field, key, hop, max) =
-        unsafe { ((*operation).field, (*operation).arg, (*operation).hop, (*operation).max) };
+    let (field, key, hop, max) = unsafe { ((*operation).field, (*operation).arg, (*operation).hop, (*operation).max) };
     // SAFETY: a map value.
     let process = unsafe { &(*machine.context.thread).process };
     if object == process.none {
@@ -315,15 +314,7 @@ fn integer(layout: &Layout, object: u64) -> Option<i64> {
 
 /// A str: its bytes as they are in memory; user space decodes them.
 #[inline(always)]
-fn text(
-    machine: &Machine,
-    layout: &Layout,
-    object: u64,
-    len: u64,
-    state: u32,
-    field: u8,
-    max: u32,
-) -> Option<()> {
+fn text(machine: &Machine, layout: &Layout, object: u64, len: u64, state: u32, field: u8, max: u32) -> Option<()> {
     let kind = (state >> 2) & 7;
     let ascii = state & 0x40 != 0;
     let shift = match kind {

@@ -25,7 +25,7 @@ use crate::{
         identify::{Interpreter, Refusal, locate},
         layout::PyLayout,
         memory::{CachedMemory, Memory as _, ProcessMemory},
-                resolve::{FoundFunction, FunctionKind, ResolveError, Resolver},
+        resolve::{FoundFunction, FunctionKind, ResolveError, Resolver},
     },
     trace::ProcessFacts,
     units::{Epoch, Pid, ProbeId, Tid, UserAddr, boot_now},
@@ -124,7 +124,7 @@ impl Attacher {
         loop {
             let pause = if self.starting.is_empty() { Duration::from_millis(10) } else { Duration::from_micros(200) };
             urgent.wait(pause);
-            while let Some(record) = urgent.next() {
+            while let Some(record) = urgent.take() {
                 match record {
                     Ok(record) => self.answer(&record),
                     Err(error) => tracing::error!("{error}"),
@@ -185,7 +185,9 @@ impl Attacher {
                 self.adopt(pid, epoch, wait);
             }
             urgent::MODULE => self.imported(pid, epoch, record, wait),
-            urgent::SWITCH => self.switches(pid, epoch, "it switches C stacks (greenlet), which return probes do not survive"),
+            urgent::SWITCH => {
+                self.switches(pid, epoch, "it switches C stacks (greenlet), which return probes do not survive");
+            }
             urgent::RECURSION => self.recursion(pid, epoch, UserAddr(record.arg0)),
             urgent::STACK_CONFIG => self.stack_config(pid, epoch, record),
             other => tracing::error!("an urgent record of unknown kind {other}"),
@@ -251,9 +253,10 @@ impl Attacher {
             let gate = interpreter.gate(&cached, &located.file)?;
             (interpreter, gate)
         };
-        let known = self.files.get_mut(located.file.identity()).ok_or(Refusal::SelfCheckFailed {
-            what: "its interpreter file changed while it was examined".into(),
-        })?;
+        let known = self
+            .files
+            .get_mut(located.file.identity())
+            .ok_or(Refusal::SelfCheckFailed { what: "its interpreter file changed while it was examined".into() })?;
         known.attach_gate(&mut self.kernel, &memory, &gate)?;
         if !wait.lasts() {
             self.meet(pid, &located.file);
@@ -261,10 +264,9 @@ impl Attacher {
         }
 
         let addresses = &interpreter.kernel;
-        info.layout = PyLayout::all()
-            .iter()
-            .position(|layout| std::ptr::eq(layout, interpreter.layout))
-            .unwrap_or_default() as u32;
+        info.layout =
+            PyLayout::all().iter().position(|layout| std::ptr::eq(layout, interpreter.layout)).unwrap_or_default()
+                as u32;
         info.none = addresses.none.0;
         info.str_type = interpreter.types.str.0;
         info.float_type = addresses.float_type.0;
@@ -276,10 +278,8 @@ impl Attacher {
         // Sent before the first function is armed, so that it arrives before the first event.
         let _ = self.news.send(News::Process(Box::new(facts(pid, epoch, &version))));
         let file = located.file.identity();
-        self.spaces.insert(
-            epoch,
-            Traced { pid, memory, interpreter, file, gate, armed: HashMap::new(), eval_frame: false },
-        );
+        self.spaces
+            .insert(epoch, Traced { pid, memory, interpreter, file, gate, armed: HashMap::new(), eval_frame: false });
         self.arm_loader(pid, epoch)?;
         self.arm_modules(pid, epoch, None, wait);
         self.set_eval_frame(pid, epoch);
@@ -414,13 +414,7 @@ impl Attacher {
     }
 
     /// Says that a probe did not resolve, unless the version of its pack explains it.
-    fn unresolved(
-        &mut self,
-        pid: Pid,
-        probe: &crate::catalogue::Probe,
-        error: &ResolveError,
-        modules: &Resolver<'_>,
-    ) {
+    fn unresolved(&mut self, pid: Pid, probe: &crate::catalogue::Probe, error: &ResolveError, modules: &Resolver<'_>) {
         let pack = self.catalogue.packs().iter().find(|pack| pack.name == probe.pack);
         let version = pack
             .and_then(|pack| pack.versions.as_ref())
@@ -515,8 +509,13 @@ impl Attacher {
     /// Makes the programs ignore a function in this address space, also if it was armed in an ancestor's.
     fn forget(&mut self, epoch: Epoch, function: UserAddr) {
         let key = FunctionKey { epoch: epoch.0, reserved: 0, function: function.0 };
-        let info =
-            FunctionInfo { code: 0, probe: 0, flags: function_flags::DISARMED, enter_plan: NO_PLAN, exit_plan: NO_PLAN };
+        let info = FunctionInfo {
+            code: 0,
+            probe: 0,
+            flags: function_flags::DISARMED,
+            enter_plan: NO_PLAN,
+            exit_plan: NO_PLAN,
+        };
         if let Err(error) = self.kernel.set_function(key, info) {
             tracing::warn!("{error}");
         }
@@ -594,9 +593,7 @@ impl Attacher {
         let value = value.unwrap_or(i64::MAX);
         if let Some(why) = traced.stack_too_small(Some(value)) {
             if traced.eval_frame {
-                eprintln!(
-                    "floe-agent: process {pid}: calls from Python to Python are not seen from here on: {why}"
-                );
+                eprintln!("floe-agent: process {pid}: calls from Python to Python are not seen from here on: {why}");
             }
             traced.clear_eval_frame();
         }
@@ -652,7 +649,9 @@ impl Attacher {
                 .process(pid)
                 .is_some_and(|info| info.epoch == epoch.0 && info.flags & process_flags::READY == 0);
             if missed && let Ok(located) = locate(pid, &self.files.interpreters()) {
-                tracing::info!("process {pid} was faster than its interpreter could be probed: it is traced from now on");
+                tracing::info!(
+                    "process {pid} was faster than its interpreter could be probed: it is traced from now on"
+                );
                 self.meet(pid, &located.file);
             }
         }
@@ -690,7 +689,7 @@ impl Attacher {
                 reserved: 0,
                 none: 0,
                 str_type: 0,
-        float_type: 0,
+                float_type: 0,
                 bool_type: 0,
                 tstate: 0,
                 since: boot_now().0,
@@ -800,7 +799,7 @@ impl Attacher {
         let mut left: HashSet<Pid> = living.iter().map(|&(pid, _)| pid).collect();
         while !left.is_empty() && Instant::now() < until {
             urgent.wait(Duration::from_millis(10));
-            while let Some(Ok(record)) = urgent.next() {
+            while let Some(Ok(record)) = urgent.take() {
                 let pid = Pid(record.tgid);
                 if record.kind == urgent::RENDEZVOUS
                     && Wait::of(&record).lasts()
@@ -846,4 +845,3 @@ fn make_urgent() {
         tracing::debug!("no real-time priority: {}", std::io::Error::last_os_error());
     }
 }
-

@@ -75,12 +75,7 @@ impl KnownInterpreter {
 
     /// Attaches the gate's programs, once per file, and checks in `memory` that the breakpoint is there: an attach
     /// before any process maps the file can succeed and never fire.
-    pub(super) fn attach_gate(
-        &mut self,
-        kernel: &mut Kernel,
-        memory: &dyn Memory,
-        gate: &Gate,
-    ) -> Result<(), Refusal> {
+    pub(super) fn attach_gate(&mut self, kernel: &mut Kernel, memory: &dyn Memory, gate: &Gate) -> Result<(), Refusal> {
         let no_gate = |why: String| Refusal::GateProbe { why };
         if self.gate.is_none() {
             let path = self.path();

@@ -84,16 +84,10 @@ impl Catalogue {
         Self::read(Vec::new(), files, probes)
     }
 
-    fn read(
-        mut texts: Vec<(String, String)>,
-        files: &[PathBuf],
-        probes: &[String],
-    ) -> Result<Self, CatalogueError> {
+    fn read(mut texts: Vec<(String, String)>, files: &[PathBuf], probes: &[String]) -> Result<Self, CatalogueError> {
         for file in files {
-            let text = std::fs::read_to_string(file).map_err(|source| PackError::Read {
-                file: file.clone(),
-                source,
-            })?;
+            let text =
+                std::fs::read_to_string(file).map_err(|source| PackError::Read { file: file.clone(), source })?;
             texts.push((file.display().to_string(), text));
         }
         Self::from_texts(&texts, probes)
@@ -105,10 +99,7 @@ impl Catalogue {
     }
 
     /// The packs in these texts (file name, text), and probes in the notation of the command line.
-    pub(crate) fn from_texts(
-        texts: &[(String, String)],
-        probes: &[String],
-    ) -> Result<Self, CatalogueError> {
+    pub(crate) fn from_texts(texts: &[(String, String)], probes: &[String]) -> Result<Self, CatalogueError> {
         let mut packs: Vec<(Pack, Vec<Probe>)> = Vec::new();
         for (file, text) in texts {
             let pack = pack::parse(file, text, 0)?;
@@ -128,10 +119,8 @@ impl Catalogue {
             names.push(pack);
         }
         for text in probes {
-            let probe = notation::parse(text).map_err(|source| CatalogueError::Notation {
-                text: text.clone(),
-                source,
-            })?;
+            let probe =
+                notation::parse(text).map_err(|source| CatalogueError::Notation { text: text.clone(), source })?;
             all.push(probe);
         }
         Self::new(names, all)
@@ -150,19 +139,11 @@ impl Catalogue {
                 });
             }
             for module in probe.modules().collect::<BTreeSet<_>>() {
-                by_module
-                    .entry(module.to_owned())
-                    .or_default()
-                    .push(ProbeId(index as u32));
+                by_module.entry(module.to_owned()).or_default().push(ProbeId(index as u32));
             }
         }
         let plans = plan::compile(&probes)?;
-        Ok(Self {
-            packs,
-            probes,
-            plans,
-            by_module,
-        })
+        Ok(Self { packs, probes, plans, by_module })
     }
 
     /// All probes; the index is the [`ProbeId`].
@@ -209,14 +190,8 @@ impl Catalogue {
 
 /// Attributes that the agent sets itself.
 fn is_reserved(name: &str) -> bool {
-    const NAMES: [&str; 6] = [
-        "error.type",
-        "thread.id",
-        "code.function.name",
-        "floe.incomplete",
-        "floe.truncated",
-        "floe.recursion",
-    ];
+    const NAMES: [&str; 6] =
+        ["error.type", "thread.id", "code.function.name", "floe.incomplete", "floe.truncated", "floe.recursion"];
     const PREFIXES: [&str; 4] = ["exception.", "floe.trace.", "floe.nodes", "floe.process."];
     NAMES.contains(&name) || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
@@ -240,19 +215,11 @@ mod tests {
         assert_eq!(catalogue.packs()[0].name, "dbt");
         let modules: Vec<_> = catalogue.modules().collect();
         assert!(modules.contains(&"dbt.cli.main"), "{modules:?}");
-        assert!(
-            !modules.contains(&"dbt.cli.requires"),
-            "found elsewhere: {modules:?}"
-        );
+        assert!(!modules.contains(&"dbt.cli.requires"), "found elsewhere: {modules:?}");
         let (id, command) = catalogue.probes_of_module("dbt.cli.main").next().unwrap();
         assert_eq!(command.span.as_ref().unwrap().role, Role::Command);
         assert_eq!(catalogue.probe(id), Some(command));
-        assert!(
-            catalogue
-                .fields(id, Moment::Enter)
-                .iter()
-                .any(|name| name.as_str() == "dbt.command")
-        );
+        assert!(catalogue.fields(id, Moment::Enter).iter().any(|name| name.as_str() == "dbt.command"));
         assert_eq!(catalogue.probes_of_module("nothing").count(), 0);
         let versions = catalogue.packs()[0].versions.as_ref().unwrap();
         assert_eq!(versions.supported.contains("1.8.9"), Some(true));
@@ -264,38 +231,22 @@ mod tests {
     fn templates_and_status_rules_of_the_embedded_packs_name_attributes_that_exist() {
         let catalogue = Catalogue::embedded().unwrap();
         for (index, probe) in catalogue.probes().iter().enumerate() {
-            let ends = |other: &&Probe| {
-                other.kind
-                    == Kind::PairEnd {
-                        begin: ProbeId(index as u32),
-                    }
-            };
+            let ends = |other: &&Probe| other.kind == Kind::PairEnd { begin: ProbeId(index as u32) };
             let known: Vec<&str> = catalogue
                 .probes()
                 .iter()
                 .filter(ends)
                 .chain([probe])
-                .flat_map(|probe| {
-                    probe
-                        .attributes
-                        .iter()
-                        .map(|attribute| attribute.name.as_str())
-                })
+                .flat_map(|probe| probe.attributes.iter().map(|attribute| attribute.name.as_str()))
                 .chain(["floe.nodes", "floe.nodes.failed", "exception.type"])
                 .collect();
-            let span = probe.span.iter().flat_map(|span| {
-                span.name
-                    .attributes()
-                    .chain(span.unless.iter().map(|(name, _)| name.as_str()))
-            });
+            let span = probe
+                .span
+                .iter()
+                .flat_map(|span| span.name.attributes().chain(span.unless.iter().map(|(name, _)| name.as_str())));
             let status = probe.status.iter().flat_map(|status| {
-                let raised = status
-                    .raised
-                    .iter()
-                    .flat_map(template::Template::attributes);
-                raised
-                    .chain(status.from.as_deref())
-                    .chain(status.message.as_deref())
+                let raised = status.raised.iter().flat_map(template::Template::attributes);
+                raised.chain(status.from.as_deref()).chain(status.message.as_deref())
             });
             for name in span.chain(status) {
                 assert!(known.contains(&name), "{}: {name}", probe.name);
@@ -307,13 +258,7 @@ mod tests {
     fn a_file_adds_a_pack_or_replaces_one() {
         let yaml = "pack: NAME\nprobes:\n  - {name: f, target: \"m:f\", span: {name: f}}\n";
         let added = load(&yaml.replace("NAME", "mine"), &["m:g(x=arg0)"]).unwrap();
-        assert!(
-            added
-                .packs()
-                .iter()
-                .map(|pack| pack.name.as_str())
-                .eq(["dbt", "mine"])
-        );
+        assert!(added.packs().iter().map(|pack| pack.name.as_str()).eq(["dbt", "mine"]));
         assert_eq!(added.probes().last().unwrap().pack, COMMAND_LINE);
         let replaced = load(&yaml.replace("NAME", "dbt"), &[]).unwrap();
         assert_eq!(replaced.probes().len(), 1);
@@ -321,37 +266,24 @@ mod tests {
 
     #[test]
     fn ends_of_pairs_know_their_beginning_behind_other_packs() {
-        let yaml = "pack: p\nprobes:\n  - {name: x, kind: pair, target: \"m:a\", span: {name: x}, end: [{target: \"m:b\"}]}\n";
+        let yaml =
+            "pack: p\nprobes:\n  - {name: x, kind: pair, target: \"m:a\", span: {name: x}, end: [{target: \"m:b\"}]}\n";
         let catalogue = load(yaml, &[]).unwrap();
-        let Kind::PairEnd { begin } = catalogue.probes().last().unwrap().kind else {
-            panic!()
-        };
+        let Kind::PairEnd { begin } = catalogue.probes().last().unwrap().kind else { panic!() };
         assert_eq!(catalogue.probe(begin).unwrap().target.to_string(), "m:a");
     }
 
     #[test]
     fn two_probes_on_one_function_are_refused() {
-        let error = Catalogue::load(&[], &["m:f".into(), "m:f(x=arg0)".into()])
-            .unwrap_err()
-            .to_string();
-        assert_eq!(
-            error,
-            "two probes on `m:f`: `m:f` (command line) and `m:f` (command line); remove one"
-        );
+        let error = Catalogue::load(&[], &["m:f".into(), "m:f(x=arg0)".into()]).unwrap_err().to_string();
+        assert_eq!(error, "two probes on `m:f`: `m:f` (command line) and `m:f` (command line); remove one");
     }
 
     #[test]
     fn errors_name_the_file_or_the_option() {
-        let error = Catalogue::load(&["/nonexistent/x.yaml".into()], &[])
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.starts_with("cannot read the probe pack /nonexistent/x.yaml: No such file"),
-            "{error}"
-        );
-        let error = Catalogue::load(&[], &["m.f".into()])
-            .unwrap_err()
-            .to_string();
+        let error = Catalogue::load(&["/nonexistent/x.yaml".into()], &[]).unwrap_err().to_string();
+        assert!(error.starts_with("cannot read the probe pack /nonexistent/x.yaml: No such file"), "{error}");
+        let error = Catalogue::load(&[], &["m.f".into()]).unwrap_err().to_string();
         assert!(error.starts_with("--probe 'm.f': target `m.f`"), "{error}");
     }
 }

@@ -28,26 +28,17 @@ pub enum NotationError {
 
 /// Parses a probe. Its span has the function's qualified name; attributes are named as given.
 pub fn parse(text: &str) -> Result<Probe, NotationError> {
-    let form = |problem: &str| NotationError::Form {
-        problem: problem.to_owned(),
-    };
+    let form = |problem: &str| NotationError::Form { problem: problem.to_owned() };
     let (target, arguments) = match text.split_once('(') {
         None => (text, ""),
-        Some((target, rest)) => (
-            target,
-            rest.trim_end()
-                .strip_suffix(')')
-                .ok_or_else(|| form("the `)` is missing"))?,
-        ),
+        Some((target, rest)) => (target, rest.trim_end().strip_suffix(')').ok_or_else(|| form("the `)` is missing"))?),
     };
     let target = Target::parse(target)?;
     let mut attributes: Vec<Attribute> = Vec::new();
     for argument in split(arguments) {
-        let (name, path) = argument.split_once('=').ok_or_else(|| {
-            form(&format!(
-                "`{argument}` is not an attribute: expected `name=path`"
-            ))
-        })?;
+        let (name, path) = argument
+            .split_once('=')
+            .ok_or_else(|| form(&format!("`{argument}` is not an attribute: expected `name=path`")))?;
         let name = name.trim();
         if name.is_empty() {
             return Err(form(&format!("`{argument}` has no attribute name")));
@@ -55,24 +46,12 @@ pub fn parse(text: &str) -> Result<Probe, NotationError> {
         if is_reserved(name) {
             return Err(form(&format!("the attribute name `{name}` is reserved")));
         }
-        if attributes
-            .iter()
-            .any(|attribute| attribute.name.as_str() == name)
-        {
+        if attributes.iter().any(|attribute| attribute.name.as_str() == name) {
             return Err(form(&format!("the attribute `{name}` is given twice")));
         }
         let path = Path::parse(path.trim())?;
-        let at = if path.needs_exit() {
-            Moment::Exit
-        } else {
-            Moment::Enter
-        };
-        attributes.push(Attribute {
-            name: Key::from(name.to_owned()),
-            path,
-            at,
-            max: DEFAULT_MAX,
-        });
+        let at = if path.needs_exit() { Moment::Exit } else { Moment::Enter };
+        attributes.push(Attribute { name: Key::from(name.to_owned()), path, at, max: DEFAULT_MAX });
     }
     Ok(Probe {
         name: target.to_string(),
@@ -110,11 +89,7 @@ fn split(text: &str) -> Vec<&str> {
         }
     }
     parts.push(&text[start..]);
-    parts
-        .into_iter()
-        .map(str::trim)
-        .filter(|part| !part.is_empty())
-        .collect()
+    parts.into_iter().map(str::trim).filter(|part| !part.is_empty()).collect()
 }
 
 #[cfg(test)]
@@ -127,21 +102,13 @@ mod tests {
         assert_eq!(probe.name, "pkg.mod:Class.method");
         assert_eq!(probe.span.unwrap().name.to_string(), "Class.method");
         assert!(probe.attributes.is_empty());
-        assert_eq!(
-            parse("pkg.mod:f()").unwrap().target,
-            parse("pkg.mod:f").unwrap().target
-        );
+        assert_eq!(parse("pkg.mod:f()").unwrap().target, parse("pkg.mod:f").unwrap().target);
     }
 
     #[test]
     fn attributes_are_paths_with_a_name() {
-        let probe =
-            parse("m:f(user=arg0.name, n=len(arg1), s=arg(1, 'a,b'), r = return['x'])").unwrap();
-        let seen: Vec<_> = probe
-            .attributes
-            .iter()
-            .map(|a| (a.name.as_str(), a.path.to_string(), a.at))
-            .collect();
+        let probe = parse("m:f(user=arg0.name, n=len(arg1), s=arg(1, 'a,b'), r = return['x'])").unwrap();
+        let seen: Vec<_> = probe.attributes.iter().map(|a| (a.name.as_str(), a.path.to_string(), a.at)).collect();
         assert_eq!(
             seen,
             [

@@ -26,9 +26,7 @@ use thiserror::Error;
 use super::is_reserved;
 use super::path::Path;
 use super::plan::DEFAULT_MAX;
-use super::probe::{
-    Attribute, Kind, Moment, Probe, Role, SpanRule, StatusRule, Target, check_module,
-};
+use super::probe::{Attribute, Kind, Moment, Probe, Role, SpanRule, StatusRule, Target, check_module};
 use super::template::Template;
 use super::version::VersionRange;
 use crate::units::ProbeId;
@@ -86,31 +84,14 @@ pub enum PackError {
 pub(super) fn parse(file: &str, text: &str, first: u32) -> Result<(Pack, Vec<Probe>), PackError> {
     let options = serde_saphyr::options! { with_snippet: false };
     let yaml: PackYaml = serde_saphyr::from_str_with_options(text, options).map_err(|error| {
-        let (line, column) = error
-            .location()
-            .map_or((1, 1), |at| (at.line(), at.column()));
+        let (line, column) = error.location().map_or((1, 1), |at| (at.line(), at.column()));
         let place = format!(" at line {line}, column {column}");
         let problem = error.without_snippet().to_string();
-        let problem = problem
-            .strip_prefix("error: ")
-            .unwrap_or(&problem)
-            .replace(&place, "");
-        let problem = problem
-            .trim_start_matches(&format!("line {line} column {column}: "))
-            .to_owned();
-        PackError::Invalid {
-            file: file.to_owned(),
-            line,
-            column,
-            problem,
-        }
+        let problem = problem.strip_prefix("error: ").unwrap_or(&problem).replace(&place, "");
+        let problem = problem.trim_start_matches(&format!("line {line} column {column}: ")).to_owned();
+        PackError::Invalid { file: file.to_owned(), line, column, problem }
     })?;
-    Reader {
-        file,
-        first,
-        pack: &yaml.pack,
-    }
-    .read(&yaml)
+    Reader { file, first, pack: &yaml.pack }.read(&yaml)
 }
 
 struct Reader<'a> {
@@ -139,11 +120,7 @@ impl Reader<'_> {
                 supported: self.parse_range(&versions.supported)?,
             }),
         };
-        let pack = Pack {
-            name: yaml.pack.clone(),
-            file: self.file.to_owned(),
-            versions,
-        };
+        let pack = Pack { name: yaml.pack.clone(), file: self.file.to_owned(), versions };
         let mut probes: Vec<Probe> = Vec::new();
         for probe in &yaml.probes {
             if probes.iter().any(|known| known.name == probe.name.value) {
@@ -168,9 +145,7 @@ impl Reader<'_> {
             return refuse("an event has no `span`; it gives attributes to the open command span");
         }
         if kind == Kind::Event && yaml.status.is_some() {
-            return refuse(
-                "an event has no `status`; expected only with `kind: call` or `kind: pair`",
-            );
+            return refuse("an event has no `status`; expected only with `kind: call` or `kind: pair`");
         }
         if (kind == Kind::PairBegin) == yaml.end.is_empty() {
             return refuse("`end` is expected with `kind: pair`, and only there");
@@ -179,8 +154,7 @@ impl Reader<'_> {
             None if kind == Kind::Event => None,
             None => return refuse("expected `span: {name: ...}`"),
             Some(span) => Some(SpanRule {
-                name: Template::parse(&span.name.value)
-                    .map_err(|e| self.invalid(span.name.referenced, e))?,
+                name: Template::parse(&span.name.value).map_err(|e| self.invalid(span.name.referenced, e))?,
                 role: span.role,
                 unless: span.unless.0.clone(),
                 instant: span.instant,
@@ -200,11 +174,7 @@ impl Reader<'_> {
             versions: self.range(yaml.versions.as_ref())?,
             span,
             attributes: self.attributes(&yaml.attributes)?,
-            status: yaml
-                .status
-                .as_ref()
-                .map(|status| self.status(status))
-                .transpose()?,
+            status: yaml.status.as_ref().map(|status| self.status(status)).transpose()?,
         });
         for end in &yaml.end {
             probes.push(Probe {
@@ -246,9 +216,7 @@ impl Reader<'_> {
         let raised: Result<Vec<_>, _> = yaml
             .raised
             .iter()
-            .map(|text| {
-                Template::parse(&text.value).map_err(|error| self.invalid(text.referenced, error))
-            })
+            .map(|text| Template::parse(&text.value).map_err(|error| self.invalid(text.referenced, error)))
             .collect();
         Ok(StatusRule {
             from: yaml.from.clone(),
@@ -263,18 +231,15 @@ impl Reader<'_> {
         for (name, sources) in &yaml.0 {
             let at = sources.referenced;
             if is_reserved(name) {
-                return Err(self.invalid(
-                    at,
-                    format!(
-                        "attribute `{name}`: the agent sets this one itself; choose another name"
-                    ),
-                ));
+                return Err(self
+                    .invalid(at, format!("attribute `{name}`: the agent sets this one itself; choose another name")));
             }
             let key = Key::from(name.clone());
             for source in &sources.value.0 {
-                attributes.push(attribute(&key, source).map_err(|problem| {
-                    self.invalid(at, format!("attribute `{name}`: {problem}"))
-                })?);
+                attributes.push(
+                    attribute(&key, source)
+                        .map_err(|problem| self.invalid(at, format!("attribute `{name}`: {problem}")))?,
+                );
             }
         }
         Ok(attributes)
@@ -285,9 +250,7 @@ fn attribute(name: &Key, source: &SourceYaml) -> Result<Attribute, String> {
     let path = Path::parse(&source.path).map_err(|error| error.to_string())?;
     let at = match source.at {
         Some(Moment::Enter) if path.needs_exit() => {
-            return Err(format!(
-                "`{path}` does not exist at enter; expected `at: exit`, or no `at`"
-            ));
+            return Err(format!("`{path}` does not exist at enter; expected `at: exit`, or no `at`"));
         }
         Some(at) => at,
         None if path.needs_exit() => Moment::Exit,
@@ -295,17 +258,9 @@ fn attribute(name: &Key, source: &SourceYaml) -> Result<Attribute, String> {
     };
     let max = source.max.unwrap_or(DEFAULT_MAX);
     if max == 0 || max as usize > floe_ebpf::MAX_STR {
-        return Err(format!(
-            "`max: {max}`: expected 1 to {} bytes",
-            floe_ebpf::MAX_STR
-        ));
+        return Err(format!("`max: {max}`: expected 1 to {} bytes", floe_ebpf::MAX_STR));
     }
-    Ok(Attribute {
-        name: name.clone(),
-        path,
-        at,
-        max,
-    })
+    Ok(Attribute { name: name.clone(), path, at, max })
 }
 
 #[derive(Deserialize)]
@@ -415,11 +370,7 @@ impl<'de> Visitor<'de> for SourcesVisitor {
     }
 
     fn visit_str<E: serde::de::Error>(self, path: &str) -> Result<Sources, E> {
-        Ok(Sources(vec![SourceYaml {
-            path: path.to_owned(),
-            at: None,
-            max: None,
-        }]))
+        Ok(Sources(vec![SourceYaml { path: path.to_owned(), at: None, max: None }]))
     }
 
     fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Sources, A::Error> {
@@ -496,9 +447,7 @@ probes:
 "#;
 
     fn error(text: &str) -> String {
-        parse("shop.yaml", text, 0)
-            .expect_err("refused")
-            .to_string()
+        parse("shop.yaml", text, 0).expect_err("refused").to_string()
     }
 
     #[test]
@@ -508,20 +457,12 @@ probes:
         assert_eq!(pack.versions.unwrap().supported.contains("2.1"), Some(true));
         let names: Vec<_> = probes.iter().map(|probe| probe.name.as_str()).collect();
         assert_eq!(names, ["checkout", "tax", "tax (end shop.tax:end)", "id"]);
-        let attributes: Vec<_> = probes[0]
-            .attributes
-            .iter()
-            .map(|a| (a.name.as_str(), a.path.to_string(), a.at, a.max))
-            .collect();
+        let attributes: Vec<_> =
+            probes[0].attributes.iter().map(|a| (a.name.as_str(), a.path.to_string(), a.at, a.max)).collect();
         assert_eq!(
             attributes,
             [
-                (
-                    "shop.customer",
-                    "arg0.customer.name".to_owned(),
-                    Moment::Enter,
-                    256
-                ),
+                ("shop.customer", "arg0.customer.name".to_owned(), Moment::Enter, 256),
                 ("shop.total", "return.total".to_owned(), Moment::Exit, 16),
                 ("shop.state", "arg0.state".to_owned(), Moment::Enter, 256),
                 ("shop.state", "arg0.state".to_owned(), Moment::Exit, 256),
@@ -529,10 +470,7 @@ probes:
         );
         let span = probes[0].span.as_ref().unwrap();
         assert_eq!(span.role, Role::Node);
-        assert_eq!(
-            span.unless,
-            [("shop.customer".to_owned(), vec!["nobody".to_owned()])]
-        );
+        assert_eq!(span.unless, [("shop.customer".to_owned(), vec!["nobody".to_owned()])]);
         assert_eq!(probes[2].kind, Kind::PairEnd { begin: ProbeId(11) });
         assert_eq!(probes[3].kind, Kind::Event);
     }
@@ -545,86 +483,31 @@ probes:
                 "self..name",
                 "shop.yaml:9:22: attribute `shop.customer`: path `self..name`, character 6: expected an attribute name, found `.name`",
             ),
-            (
-                "kind: event",
-                "kind: evnt",
-                "shop.yaml:21:11: unknown variant `evnt`, expected one of call, event, pair",
-            ),
-            (
-                "    kind: event",
-                "    knd: event",
-                "shop.yaml:21:5: unknown field `knd`",
-            ),
-            (
-                "max: 16",
-                "max: 5000",
-                "shop.yaml:10:19: attribute `shop.total`: `max: 5000`: expected 1 to 1023 bytes",
-            ),
-            (
-                "max: 16",
-                "maxi: 16",
-                "unknown field `maxi`, expected one of path, at, max",
-            ),
-            (
-                "max: 16",
-                "at: enter",
-                "`return.total` does not exist at enter",
-            ),
-            (
-                "shop.total:",
-                "exception.type:",
-                "attribute `exception.type`: the agent sets this one itself",
-            ),
+            ("kind: event", "kind: evnt", "shop.yaml:21:11: unknown variant `evnt`, expected one of call, event, pair"),
+            ("    kind: event", "    knd: event", "shop.yaml:21:5: unknown field `knd`"),
+            ("max: 16", "max: 5000", "shop.yaml:10:19: attribute `shop.total`: `max: 5000`: expected 1 to 1023 bytes"),
+            ("max: 16", "maxi: 16", "unknown field `maxi`, expected one of path, at, max"),
+            ("max: 16", "at: enter", "`return.total` does not exist at enter"),
+            ("shop.total:", "exception.type:", "attribute `exception.type`: the agent sets this one itself"),
             ("shop.total:", "shop.customer:", "duplicate"),
-            (
-                "role: node",
-                "role: nod",
-                "unknown variant `nod`, expected one of command, node, none",
-            ),
-            (
-                "name: tax",
-                "name: checkout",
-                "a second probe with the name `checkout`",
-            ),
-            (
-                "span: {name: tax}",
-                "span: {name: \"{\"}",
-                "shop.yaml:16:18: template `{`",
-            ),
+            ("role: node", "role: nod", "unknown variant `nod`, expected one of command, node, none"),
+            ("name: tax", "name: checkout", "a second probe with the name `checkout`"),
+            ("span: {name: tax}", "span: {name: \"{\"}", "shop.yaml:16:18: template `{`"),
             ("    span: {name: tax}\n", "", "probe `tax`: expected `span"),
-            (
-                "kind: pair",
-                "kind: call",
-                "probe `tax`: `end` is expected with `kind: pair`",
-            ),
+            ("kind: pair", "kind: call", "probe `tax`: `end` is expected with `kind: pair`"),
             (
                 "target: shop:new_id",
                 "target: shop.new_id",
                 "shop.yaml:22:13: target `shop.new_id`: expected `package.module",
             ),
             ("    target: shop:new_id\n", "", "missing field `target`"),
-            (
-                "\">=2,<3\"",
-                "2",
-                "shop.yaml:3:86: version range `2`: expected bounds",
-            ),
-            (
-                "shop.customer: self.customer.name",
-                "shop.customer: 5",
-                "a path",
-            ),
-            (
-                "{shop.id: return}",
-                "[a]",
-                "shop.yaml:23:17: expected mapping start",
-            ),
+            ("\">=2,<3\"", "2", "shop.yaml:3:86: version range `2`: expected bounds"),
+            ("shop.customer: self.customer.name", "shop.customer: 5", "a path"),
+            ("{shop.id: return}", "[a]", "shop.yaml:23:17: expected mapping start"),
         ] {
             assert!(GOOD.contains(from), "{from}");
             let error = error(&GOOD.replacen(from, to, 1));
-            assert!(
-                error.contains(expected),
-                "{from} -> {to}\n  {error}\n  does not contain: {expected}"
-            );
+            assert!(error.contains(expected), "{from} -> {to}\n  {error}\n  does not contain: {expected}");
             assert!(error.starts_with("shop.yaml:"), "{error}");
         }
     }

@@ -102,28 +102,18 @@ impl Path {
 
     /// Whether the value exists only when the call has ended.
     pub fn needs_exit(&self) -> bool {
-        matches!(
-            self.root,
-            Root::Return | Root::Exception | Root::ExceptionType
-        )
+        matches!(self.root, Root::Return | Root::Exception | Root::ExceptionType)
     }
 }
 
 impl fmt::Display for Path {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut text = match &self.root {
-            Root::Argument {
-                position: Some(position),
-                keyword: Some(keyword),
-            } => format!("arg({position}, '{keyword}')"),
-            Root::Argument {
-                position: Some(position),
-                keyword: None,
-            } => format!("arg{position}"),
-            Root::Argument {
-                position: None,
-                keyword,
-            } => {
+            Root::Argument { position: Some(position), keyword: Some(keyword) } => {
+                format!("arg({position}, '{keyword}')")
+            }
+            Root::Argument { position: Some(position), keyword: None } => format!("arg{position}"),
+            Root::Argument { position: None, keyword } => {
                 format!("kwargs['{}']", keyword.as_deref().unwrap_or_default())
             }
             Root::Return => "return".to_owned(),
@@ -177,11 +167,7 @@ impl Parser<'_> {
     }
 
     fn demand(&mut self, wanted: char) -> Result<(), PathError> {
-        if self.eat(wanted) {
-            Ok(())
-        } else {
-            Err(self.expected(&format!("`{wanted}`")))
-        }
+        if self.eat(wanted) { Ok(()) } else { Err(self.expected(&format!("`{wanted}`"))) }
     }
 
     fn expected(&self, expected: &str) -> PathError {
@@ -194,22 +180,14 @@ impl Parser<'_> {
             path: self.text.to_owned(),
             column: self.text[..at].chars().count() + 1,
             expected: expected.to_owned(),
-            found: if found.is_empty() {
-                "the end".to_owned()
-            } else {
-                format!("`{found}`")
-            },
+            found: if found.is_empty() { "the end".to_owned() } else { format!("`{found}`") },
         }
     }
 
     fn word(&mut self) -> &str {
         let start = self.at;
-        let length: usize = self
-            .rest()
-            .chars()
-            .take_while(|c| c.is_alphanumeric() || *c == '_')
-            .map(char::len_utf8)
-            .sum();
+        let length: usize =
+            self.rest().chars().take_while(|c| c.is_alphanumeric() || *c == '_').map(char::len_utf8).sum();
         self.at += length;
         &self.text[start..self.at]
     }
@@ -254,11 +232,7 @@ impl Parser<'_> {
                     }
                     self.check_key(start, &name)?;
                     let of_exception = root == Root::Exception && name == "args";
-                    steps.push(if of_exception {
-                        Step::ExceptionArgs
-                    } else {
-                        Step::Attribute(name)
-                    });
+                    steps.push(if of_exception { Step::ExceptionArgs } else { Step::Attribute(name) });
                 }
                 Some('[') => {
                     self.at += 1;
@@ -276,11 +250,7 @@ impl Parser<'_> {
         if root == Root::Globals && !matches!(steps.first(), Some(Step::Key(_))) {
             return Err(self.expected("a variable's name: `globals['NAME']`"));
         }
-        Ok(Path {
-            root,
-            steps,
-            leaf: Leaf::Value,
-        })
+        Ok(Path { root, steps, leaf: Leaf::Value })
     }
 
     fn root(&mut self) -> Result<Root, PathError> {
@@ -289,10 +259,7 @@ impl Parser<'_> {
         let start = self.at;
         let word = self.word().to_owned();
         match word.as_str() {
-            "self" => Ok(Root::Argument {
-                position: Some(0),
-                keyword: None,
-            }),
+            "self" => Ok(Root::Argument { position: Some(0), keyword: None }),
             "return" => Ok(Root::Return),
             "exception" => Ok(Root::Exception),
             "globals" => Ok(Root::Globals),
@@ -302,10 +269,7 @@ impl Parser<'_> {
                 }
                 let keyword = self.string("a name in quotes")?;
                 self.demand(']')?;
-                Ok(Root::Argument {
-                    position: None,
-                    keyword: Some(keyword),
-                })
+                Ok(Root::Argument { position: None, keyword: Some(keyword) })
             }
             "arg" => {
                 if !self.eat('(') {
@@ -313,22 +277,12 @@ impl Parser<'_> {
                 }
                 self.spaces();
                 let position = self.number()?;
-                let keyword = if self.eat(',') {
-                    Some(self.string("a name in quotes")?)
-                } else {
-                    None
-                };
+                let keyword = if self.eat(',') { Some(self.string("a name in quotes")?) } else { None };
                 self.demand(')')?;
-                Ok(Root::Argument {
-                    position: Some(position),
-                    keyword,
-                })
+                Ok(Root::Argument { position: Some(position), keyword })
             }
             _ => match word.strip_prefix("arg").map(str::parse::<u8>) {
-                Some(Ok(position)) => Ok(Root::Argument {
-                    position: Some(position.into()),
-                    keyword: None,
-                }),
+                Some(Ok(position)) => Ok(Root::Argument { position: Some(position.into()), keyword: None }),
                 _ => Err(self.expected_at(start, ROOTS)),
             },
         }
@@ -393,34 +347,19 @@ mod tests {
         ] {
             assert_eq!(Path::parse(text).expect(text).to_string(), text);
         }
-        assert_eq!(
-            Path::parse("self.node").unwrap(),
-            Path::parse("arg0.node").unwrap()
-        );
-        assert_eq!(
-            Path::parse(" arg( 1 , \"sql\" ) .x ").unwrap(),
-            Path::parse("arg(1, 'sql').x").unwrap()
-        );
+        assert_eq!(Path::parse("self.node").unwrap(), Path::parse("arg0.node").unwrap());
+        assert_eq!(Path::parse(" arg( 1 , \"sql\" ) .x ").unwrap(), Path::parse("arg(1, 'sql').x").unwrap());
     }
 
     #[test]
     fn args_is_the_field_of_an_exception_but_an_attribute_elsewhere() {
-        assert_eq!(
-            Path::parse("exception.args").unwrap().steps,
-            [Step::ExceptionArgs]
-        );
-        assert_eq!(
-            Path::parse("arg0.args").unwrap().steps,
-            [Step::Attribute("args".into())]
-        );
+        assert_eq!(Path::parse("exception.args").unwrap().steps, [Step::ExceptionArgs]);
+        assert_eq!(Path::parse("arg0.args").unwrap().steps, [Step::Attribute("args".into())]);
     }
 
     #[test]
     fn a_bad_path_says_where_and_what_was_expected() {
-        assert_eq!(
-            error("arg0..x"),
-            "path `arg0..x`, character 6: expected an attribute name, found `.x`"
-        );
+        assert_eq!(error("arg0..x"), "path `arg0..x`, character 6: expected an attribute name, found `.x`");
         assert!(error("frame.x").contains("character 1: expected `arg0`, `self`"));
         assert!(error("").contains("found the end"));
         assert!(error("arg0[-1]").contains("expected an index"));

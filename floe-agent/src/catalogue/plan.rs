@@ -7,8 +7,8 @@ use std::collections::HashMap;
 
 use bytemuck::Zeroable;
 use floe_ebpf::{
-    KEY_LEN, Key, LOAD_EXCEPTION_ARGS, LOAD_FUNC_GLOBALS, MAX_HOPS, MAX_KEYS, MAX_OPS, MAX_PLANS, MAX_REGS, MAX_STR, Op, Plan, RECORD_LEN,
-    op,
+    KEY_LEN, Key, LOAD_EXCEPTION_ARGS, LOAD_FUNC_GLOBALS, MAX_HOPS, MAX_KEYS, MAX_OPS, MAX_PLANS, MAX_REGS, MAX_STR,
+    Op, Plan, RECORD_LEN, op,
 };
 use thiserror::Error;
 
@@ -58,9 +58,7 @@ pub struct PlanRef {
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum PlanError {
     /// One plan is too long.
-    #[error(
-        "probe `{probe}`: its attributes at {moment} need {needed} {what}, {limit} are possible: capture fewer"
-    )]
+    #[error("probe `{probe}`: its attributes at {moment} need {needed} {what}, {limit} are possible: capture fewer")]
     PlanTooLarge {
         /// The probe.
         probe: String,
@@ -135,13 +133,7 @@ impl Compiler {
             steps: Vec::new(),
             bytes: [0; 3],
         };
-        for Attribute {
-            name,
-            path,
-            at,
-            max,
-        } in &probe.attributes
-        {
+        for Attribute { name, path, at, max } in &probe.attributes {
             if *at == moment {
                 self.path(&mut draft, name.clone(), path, *max)?;
             }
@@ -160,13 +152,7 @@ impl Compiler {
         ] {
             if needed > limit {
                 let probe = probe.name.clone();
-                return Err(PlanError::PlanTooLarge {
-                    probe,
-                    moment,
-                    what,
-                    needed,
-                    limit,
-                });
+                return Err(PlanError::PlanTooLarge { probe, moment, what, needed, limit });
             }
         }
         let mut plan = Plan::zeroed();
@@ -174,45 +160,20 @@ impl Compiler {
         plan.ops[..draft.ops.len()].copy_from_slice(&draft.ops);
         let number = self.plans.plans.len() as u32;
         if number >= MAX_PLANS {
-            return Err(PlanError::TooMany {
-                what: "plans",
-                limit: MAX_PLANS,
-                probe: probe.name.clone(),
-            });
+            return Err(PlanError::TooMany { what: "plans", limit: MAX_PLANS, probe: probe.name.clone() });
         }
         self.plans.plans.push(plan);
-        Ok(Some(PlanRef {
-            number,
-            fields: draft.fields,
-        }))
+        Ok(Some(PlanRef { number, fields: draft.fields }))
     }
 
     /// Every plan that runs at the end of a span takes the type and the message of an exception along. Before Python
     /// 3.12 an exception may be raised as a type and its text, not yet made into an object: then the value is a str.
     fn exception(&mut self, draft: &mut Draft<'_>) -> Result<(), PlanError> {
-        let name = Path {
-            root: Root::ExceptionType,
-            steps: Vec::new(),
-            leaf: Leaf::TypeName,
-        };
-        self.path(
-            draft,
-            opentelemetry::Key::from_static_str(EXCEPTION_TYPE),
-            &name,
-            DEFAULT_MAX,
-        )?;
+        let name = Path { root: Root::ExceptionType, steps: Vec::new(), leaf: Leaf::TypeName };
+        self.path(draft, opentelemetry::Key::from_static_str(EXCEPTION_TYPE), &name, DEFAULT_MAX)?;
         for steps in [vec![], vec![Step::ExceptionArgs, Step::Item(0)]] {
-            let message = Path {
-                root: Root::Exception,
-                steps,
-                leaf: Leaf::Value,
-            };
-            self.path(
-                draft,
-                opentelemetry::Key::from_static_str(EXCEPTION_MESSAGE),
-                &message,
-                MAX_STR as u32,
-            )?;
+            let message = Path { root: Root::Exception, steps, leaf: Leaf::Value };
+            self.path(draft, opentelemetry::Key::from_static_str(EXCEPTION_MESSAGE), &message, MAX_STR as u32)?;
         }
         Ok(())
     }
@@ -242,11 +203,7 @@ impl Compiler {
             Leaf::TypeName => leaf.code = op::TYPE_NAME,
             Leaf::Len => leaf.code = op::LEN,
         }
-        let size = if path.leaf == Leaf::Len {
-            8
-        } else {
-            (leaf.max as usize).max(8).next_multiple_of(4)
-        };
+        let size = if path.leaf == Leaf::Len { 8 } else { (leaf.max as usize).max(8).next_multiple_of(4) };
         let group = match path.root {
             Root::Argument { .. } | Root::Globals => 0,
             Root::Return => 1,
@@ -281,36 +238,20 @@ impl Compiler {
         }
         let mut register = draft.emit(load);
         if *root == Root::Globals {
-            register = draft.emit(Op {
-                code: op::LOAD,
-                src: register,
-                arg: LOAD_FUNC_GLOBALS,
-                ..Op::zeroed()
-            });
+            register = draft.emit(Op { code: op::LOAD, src: register, arg: LOAD_FUNC_GLOBALS, ..Op::zeroed() });
         }
         draft.roots.push((root.clone(), register));
         Ok(register)
     }
 
     fn step(&mut self, draft: &mut Draft<'_>, from: u8, step: &Step) -> Result<u8, PlanError> {
-        if let Some((_, _, register)) = draft
-            .steps
-            .iter()
-            .find(|(source, known, _)| *source == from && known == step)
-        {
+        if let Some((_, _, register)) = draft.steps.iter().find(|(source, known, _)| *source == from && known == step) {
             return Ok(*register);
         }
-        let mut hop = Op {
-            src: from,
-            ..Op::zeroed()
-        };
+        let mut hop = Op { src: from, ..Op::zeroed() };
         match step {
             Step::Attribute(name) | Step::Key(name) => {
-                hop.code = if matches!(step, Step::Attribute(_)) {
-                    op::ATTR
-                } else {
-                    op::KEY
-                };
+                hop.code = if matches!(step, Step::Attribute(_)) { op::ATTR } else { op::KEY };
                 hop.arg = self.key(draft.probe, name)?;
                 hop.hop = self.hop(draft.probe)?;
             }
@@ -334,18 +275,11 @@ impl Compiler {
             return Ok(*number);
         }
         if text.is_empty() || text.len() >= KEY_LEN || !text.is_ascii() {
-            return Err(PlanError::Key {
-                probe: probe.to_owned(),
-                key: text.to_owned(),
-            });
+            return Err(PlanError::Key { probe: probe.to_owned(), key: text.to_owned() });
         }
         let number = self.plans.keys.len() as u32;
         if number >= MAX_KEYS {
-            return Err(PlanError::TooMany {
-                what: "names",
-                limit: MAX_KEYS,
-                probe: probe.to_owned(),
-            });
+            return Err(PlanError::TooMany { what: "names", limit: MAX_KEYS, probe: probe.to_owned() });
         }
         let mut key = Key::zeroed();
         key.len = text.len() as u64;
@@ -357,11 +291,7 @@ impl Compiler {
 
     fn hop(&mut self, probe: &str) -> Result<u32, PlanError> {
         if self.plans.hops >= MAX_HOPS {
-            return Err(PlanError::TooMany {
-                what: "look-ups",
-                limit: MAX_HOPS,
-                probe: probe.to_owned(),
-            });
+            return Err(PlanError::TooMany { what: "look-ups", limit: MAX_HOPS, probe: probe.to_owned() });
         }
         self.plans.hops += 1;
         Ok(self.plans.hops - 1)
@@ -417,14 +347,7 @@ mod tests {
                     format!("r{} = args of r{}", o.dst, o.src)
                 }
                 op::TYPE => format!("r{} = type of r{}", o.dst, o.src),
-                op::VALUE => format!(
-                    "field {} = r{} ({}, {} #{})",
-                    o.field,
-                    o.src,
-                    o.max,
-                    key(o.arg),
-                    o.hop
-                ),
+                op::VALUE => format!("field {} = r{} ({}, {} #{})", o.field, o.src, o.max, key(o.arg), o.hop),
                 op::TYPE_NAME => format!("field {} = name of r{} ({})", o.field, o.src, o.max),
                 op::LEN => format!("field {} = len r{}", o.field, o.src),
                 code => panic!("operation {code}"),
@@ -434,7 +357,9 @@ mod tests {
 
     #[test]
     fn common_beginnings_of_paths_are_walked_once() {
-        let plans = compiled("m:f(a=self.node.name, b=self.node.config['x'], c=self.node, t=type(self), n=len(self.node.l))").unwrap();
+        let plans =
+            compiled("m:f(a=self.node.name, b=self.node.config['x'], c=self.node, t=type(self), n=len(self.node.l))")
+                .unwrap();
         assert_eq!(
             listing(&plans, plans.probes[0].enter.as_ref()),
             [
@@ -452,14 +377,8 @@ mod tests {
                 "field 4 = len r6",
             ]
         );
-        let names: Vec<_> = plans.probes[0]
-            .enter
-            .as_ref()
-            .unwrap()
-            .fields
-            .iter()
-            .map(opentelemetry::Key::as_str)
-            .collect();
+        let names: Vec<_> =
+            plans.probes[0].enter.as_ref().unwrap().fields.iter().map(opentelemetry::Key::as_str).collect();
         assert_eq!(names, ["a", "b", "c", "t", "n"]);
     }
 
@@ -479,10 +398,7 @@ mod tests {
                 "field 2 = r3 (1023, _value_ #1)",
             ]
         );
-        assert_eq!(
-            plans.probes[0].exit.as_ref().unwrap().fields[2].as_str(),
-            EXCEPTION_MESSAGE
-        );
+        assert_eq!(plans.probes[0].exit.as_ref().unwrap().fields[2].as_str(), EXCEPTION_MESSAGE);
     }
 
     #[test]
@@ -501,17 +417,9 @@ mod tests {
         let plans = compile(&[probe]).unwrap();
         assert_eq!(
             listing(&plans, plans.probes[0].enter.as_ref())[..4],
-            [
-                "r0 = function",
-                "r1 = globals of r0",
-                "r2 = r1['A'] #0",
-                "field 0 = r2 (256, _value_ #1)"
-            ]
+            ["r0 = function", "r1 = globals of r0", "r2 = r1['A'] #0", "field 0 = r2 (256, _value_ #1)"]
         );
-        assert_eq!(
-            plans.probes[0].exit, None,
-            "an event does not look at exceptions"
-        );
+        assert_eq!(plans.probes[0].exit, None, "an event does not look at exceptions");
     }
 
     #[test]
@@ -535,54 +443,19 @@ mod tests {
     fn what_does_not_fit_is_an_error_that_names_the_probe() {
         let deep = "m:f(a=arg0".to_owned() + &".x".repeat(40) + ")";
         let error = compiled(&deep).unwrap_err().to_string();
-        assert_eq!(
-            error,
-            "probe `m:f`: its attributes at enter need 41 registers, 32 are possible: capture fewer"
-        );
+        assert_eq!(error, "probe `m:f`: its attributes at enter need 41 registers, 32 are possible: capture fewer");
 
-        let wide = "m:f(".to_owned()
-            + &(0..70)
-                .map(|i| format!("a{i}=arg0"))
-                .collect::<Vec<_>>()
-                .join(",")
-            + ")";
-        assert!(
-            compiled(&wide)
-                .unwrap_err()
-                .to_string()
-                .contains("need 71 operations, 64 are possible")
-        );
+        let wide = "m:f(".to_owned() + &(0..70).map(|i| format!("a{i}=arg0")).collect::<Vec<_>>().join(",") + ")";
+        assert!(compiled(&wide).unwrap_err().to_string().contains("need 71 operations, 64 are possible"));
 
-        let long = "m:f(".to_owned()
-            + &(0..20)
-                .map(|i| format!("a{i}=arg0"))
-                .collect::<Vec<_>>()
-                .join(",")
-            + ")";
-        assert!(
-            compiled(&long)
-                .unwrap_err()
-                .to_string()
-                .contains("bytes, 4096 are possible")
-        );
+        let long = "m:f(".to_owned() + &(0..20).map(|i| format!("a{i}=arg0")).collect::<Vec<_>>().join(",") + ")";
+        assert!(compiled(&long).unwrap_err().to_string().contains("bytes, 4096 are possible"));
 
         let mut probe = notation::parse("m:f(a=arg0.x)").unwrap();
         probe.attributes[0].path.steps[0] = Step::Key("k".repeat(64));
-        assert!(
-            compile(&[probe])
-                .unwrap_err()
-                .to_string()
-                .contains("must have 1 to 63 ASCII characters")
-        );
+        assert!(compile(&[probe]).unwrap_err().to_string().contains("must have 1 to 63 ASCII characters"));
 
-        let many: Vec<_> = (0..600)
-            .map(|i| notation::parse(&format!("m:f{i}(a=arg0.x)")).unwrap())
-            .collect();
-        assert!(
-            compile(&many)
-                .unwrap_err()
-                .to_string()
-                .contains("need more than 1024 look-ups")
-        );
+        let many: Vec<_> = (0..600).map(|i| notation::parse(&format!("m:f{i}(a=arg0.x)")).unwrap()).collect();
+        assert!(compile(&many).unwrap_err().to_string().contains("need more than 1024 look-ups"));
     }
 }

@@ -129,9 +129,7 @@ pub struct StatusRule {
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum TargetError {
     /// Not of the form `module:name`.
-    #[error(
-        "target `{0}`: expected `package.module:Class.method`, with `:` between module and function"
-    )]
+    #[error("target `{0}`: expected `package.module:Class.method`, with `:` between module and function")]
     Form(String),
     /// A part is no Python name.
     #[error("target `{target}`: `{part}` is not a Python name")]
@@ -152,10 +150,7 @@ pub enum TargetError {
 impl Probe {
     /// The modules whose import can bring the function.
     pub fn modules(&self) -> impl Iterator<Item = &str> {
-        let own = self
-            .found_in
-            .is_empty()
-            .then_some(self.target.module.as_str());
+        let own = self.found_in.is_empty().then_some(self.target.module.as_str());
         self.found_in.iter().map(String::as_str).chain(own)
     }
 }
@@ -163,54 +158,37 @@ impl Probe {
 impl Target {
     /// Parses `module:qualified.name`.
     pub fn parse(text: &str) -> Result<Self, TargetError> {
-        let (module, qualname) = text
-            .trim()
-            .split_once(':')
-            .ok_or_else(|| TargetError::Form(text.to_owned()))?;
+        let (module, qualname) = text.trim().split_once(':').ok_or_else(|| TargetError::Form(text.to_owned()))?;
         let (module, qualname) = (module.trim(), qualname.trim());
         if module.is_empty() || qualname.is_empty() || qualname.contains(':') {
             return Err(TargetError::Form(text.to_owned()));
         }
         check_module(module)?;
-        for part in module.split('.').chain(
-            qualname
-                .split('.')
-                .filter(|part| !matches!(*part, "<locals>" | "<lambda>")),
-        ) {
+        for part in
+            module.split('.').chain(qualname.split('.').filter(|part| !matches!(*part, "<locals>" | "<lambda>")))
+        {
             if !is_name(part) {
-                return Err(TargetError::Name {
-                    target: text.to_owned(),
-                    part: part.to_owned(),
-                });
+                return Err(TargetError::Name { target: text.to_owned(), part: part.to_owned() });
             }
         }
-        Ok(Self {
-            module: module.to_owned(),
-            qualname: qualname.to_owned(),
-        })
+        Ok(Self { module: module.to_owned(), qualname: qualname.to_owned() })
     }
 }
 
 /// Checks that a module's name fits the kernel side.
 pub(super) fn check_module(module: &str) -> Result<(), TargetError> {
     if module.len() >= MODULE_NAME_LEN {
-        return Err(TargetError::ModuleTooLong {
-            module: module.to_owned(),
-        });
+        return Err(TargetError::ModuleTooLong { module: module.to_owned() });
     }
     match module.split('.').find(|part| !is_name(part)) {
-        Some(part) => Err(TargetError::Name {
-            target: module.to_owned(),
-            part: part.to_owned(),
-        }),
+        Some(part) => Err(TargetError::Name { target: module.to_owned(), part: part.to_owned() }),
         None => Ok(()),
     }
 }
 
 fn is_name(text: &str) -> bool {
     let mut chars = text.chars();
-    chars.next().is_some_and(|c| c.is_alphabetic() || c == '_')
-        && chars.all(|c| c.is_alphanumeric() || c == '_')
+    chars.next().is_some_and(|c| c.is_alphabetic() || c == '_') && chars.all(|c| c.is_alphanumeric() || c == '_')
 }
 
 impl fmt::Display for Target {
@@ -237,10 +215,7 @@ mod tests {
         let target = Target::parse("dbt.cli.requires:postflight.<locals>.wrapper").unwrap();
         assert_eq!(target.module, "dbt.cli.requires");
         assert_eq!(target.qualname, "postflight.<locals>.wrapper");
-        assert_eq!(
-            target.to_string(),
-            "dbt.cli.requires:postflight.<locals>.wrapper"
-        );
+        assert_eq!(target.to_string(), "dbt.cli.requires:postflight.<locals>.wrapper");
     }
 
     #[test]
@@ -262,12 +237,7 @@ mod tests {
     fn a_module_name_that_the_kernel_side_cannot_hold_is_refused() {
         let longest = "m".repeat(MODULE_NAME_LEN - 1);
         assert!(Target::parse(&format!("{longest}:f")).is_ok());
-        let error = Target::parse(&format!("{longest}m:f"))
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.ends_with("its name has 96 bytes, the longest that can be probed has 95"),
-            "{error}"
-        );
+        let error = Target::parse(&format!("{longest}m:f")).unwrap_err().to_string();
+        assert!(error.ends_with("its name has 96 bytes, the longest that can be probed has 95"), "{error}");
     }
 }

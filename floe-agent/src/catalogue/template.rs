@@ -33,12 +33,7 @@ pub struct TemplateError {
 impl Template {
     /// Parses a template.
     pub fn parse(text: &str) -> Result<Self, TemplateError> {
-        let fail = |problem| {
-            Err(TemplateError {
-                template: text.to_owned(),
-                problem,
-            })
-        };
+        let fail = |problem| Err(TemplateError { template: text.to_owned(), problem });
         let mut pieces = Vec::new();
         let mut rest = text;
         while let Some(open) = rest.find(['{', '}']) {
@@ -64,18 +59,12 @@ impl Template {
         if pieces.is_empty() {
             return fail("it is empty");
         }
-        Ok(Self {
-            text: text.to_owned(),
-            pieces,
-        })
+        Ok(Self { text: text.to_owned(), pieces })
     }
 
     /// A template that is only text.
     pub fn literal(text: &str) -> Self {
-        Self {
-            text: text.to_owned(),
-            pieces: vec![Piece::Text(text.to_owned())],
-        }
+        Self { text: text.to_owned(), pieces: vec![Piece::Text(text.to_owned())] }
     }
 
     /// The attributes that it names.
@@ -146,35 +135,16 @@ mod tests {
 
     #[test]
     fn a_missing_attribute_is_left_out_with_its_separator() {
-        assert_eq!(
-            Template::parse("dbt.{kind}.{gone}").unwrap().render(value),
-            "dbt.model"
-        );
-        assert_eq!(
-            Template::parse("dbt.{gone}.{name}").unwrap().render(value),
-            "dbt.orders"
-        );
-        assert_eq!(
-            Template::parse("{gone}.{name}").unwrap().render(value),
-            "orders"
-        );
+        assert_eq!(Template::parse("dbt.{kind}.{gone}").unwrap().render(value), "dbt.model");
+        assert_eq!(Template::parse("dbt.{gone}.{name}").unwrap().render(value), "dbt.orders");
+        assert_eq!(Template::parse("{gone}.{name}").unwrap().render(value), "orders");
         assert_eq!(Template::parse("{gone}").unwrap().render(value), "");
-        assert_eq!(
-            Template::parse("{kind}: {gone}")
-                .unwrap()
-                .render_complete(value),
-            None
-        );
+        assert_eq!(Template::parse("{kind}: {gone}").unwrap().render_complete(value), None);
     }
 
     #[test]
     fn a_bad_template_says_what_was_expected() {
-        for (text, problem) in [
-            ("a{b", "without `}`"),
-            ("a}b", "without `{`"),
-            ("{}", "name between"),
-            ("", "empty"),
-        ] {
+        for (text, problem) in [("a{b", "without `}`"), ("a}b", "without `{`"), ("{}", "name between"), ("", "empty")] {
             let error = Template::parse(text).unwrap_err().to_string();
             assert!(error.contains(problem), "{error}");
         }

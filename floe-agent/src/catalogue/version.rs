@@ -39,21 +39,11 @@ impl VersionRange {
         let fail = || VersionRangeError(text.to_owned());
         let mut bounds = Vec::new();
         for bound in text.split(',').map(str::trim) {
-            let (sign, operator) = OPERATORS
-                .iter()
-                .find(|(sign, _)| bound.starts_with(sign))
-                .ok_or_else(fail)?;
-            let numbers: Result<Vec<u64>, _> = bound[sign.len()..]
-                .trim()
-                .split('.')
-                .map(str::parse)
-                .collect();
+            let (sign, operator) = OPERATORS.iter().find(|(sign, _)| bound.starts_with(sign)).ok_or_else(fail)?;
+            let numbers: Result<Vec<u64>, _> = bound[sign.len()..].trim().split('.').map(str::parse).collect();
             bounds.push((*operator, numbers.map_err(|_| fail())?));
         }
-        Ok(Self {
-            text: text.to_owned(),
-            bounds,
-        })
+        Ok(Self { text: text.to_owned(), bounds })
     }
 
     /// Whether it contains `version`; `None` if that is not a version. A pre-release counts as its release.
@@ -82,8 +72,7 @@ impl fmt::Display for VersionRange {
 fn release(version: &str) -> Option<Vec<u64>> {
     let mut numbers = Vec::new();
     for part in version.trim().split('.') {
-        let digits =
-            &part[..part.len() - part.trim_start_matches(|c: char| c.is_ascii_digit()).len()];
+        let digits = &part[..part.len() - part.trim_start_matches(|c: char| c.is_ascii_digit()).len()];
         match digits.parse() {
             Ok(number) => numbers.push(number),
             Err(_) => break,
@@ -111,14 +100,9 @@ mod tests {
     #[test]
     fn a_range_contains_its_versions_and_no_others() {
         let range = VersionRange::parse(">=1.8, <1.13").unwrap();
-        for (version, inside) in [
-            ("1.8.0", true),
-            ("1.8", true),
-            ("1.12.6", true),
-            ("1.7.17", false),
-            ("1.13.0", false),
-            ("2.0.0a1", false),
-        ] {
+        for (version, inside) in
+            [("1.8.0", true), ("1.8", true), ("1.12.6", true), ("1.7.17", false), ("1.13.0", false), ("2.0.0a1", false)]
+        {
             assert_eq!(range.contains(version), Some(inside), "{version}");
         }
         assert_eq!(range.contains("1.10.0b2"), Some(true));

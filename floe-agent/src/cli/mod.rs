@@ -17,7 +17,9 @@ use clap::{Args, Parser, Subcommand};
 /// OpenTelemetry spans. Nothing in the traced program changes: no code, no environment variable, no restart.
 #[derive(Debug, Parser)]
 #[command(name = "floe-agent", version, max_term_width = 100)]
-#[command(after_help = "Needs root, or CAP_SYS_ADMIN, CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH; Linux 6.0 or later on x86-64.")]
+#[command(
+    after_help = "Needs root, or CAP_SYS_ADMIN, CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH; Linux 6.0 or later on x86-64."
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

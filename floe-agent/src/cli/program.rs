@@ -43,14 +43,11 @@ fn interpreter_line(script: &Path) -> Option<std::ffi::OsString> {
     let mut head = Vec::new();
     File::open(script).ok()?.take(256).read_to_end(&mut head).ok()?;
     let line = head.strip_prefix(b"#!")?.split(|&b| b == b'\n').next()?;
-    let mut words = line.split(|b| b.is_ascii_whitespace()).filter(|word| !word.is_empty());
+    let mut words = line.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
     let program = words.next()?;
     let name = program.rsplit(|&b| b == b'/').next()?;
-    let program = if name == b"env" {
-        words.find(|word| !word.starts_with(b"-") && !word.contains(&b'='))?
-    } else {
-        program
-    };
+    let program =
+        if name == b"env" { words.find(|word| !word.starts_with(b"-") && !word.contains(&b'='))? } else { program };
     Some(OsStr::from_bytes(program).to_owned())
 }
 

@@ -18,7 +18,7 @@ use super::TraceOptions;
 use crate::{
     attach::{self, AttachThread, News, Request},
     catalogue::Catalogue,
-    export::{ExportReport, Finish, Output, OtlpTarget, Pipeline},
+    export::{ExportReport, Finish, OtlpTarget, Output, Pipeline},
     kernel::{self, Counters, EventReader, WaitBounds, event::Event, trial},
     trace::{Assembler, AssemblerStats, Clock},
     units::{Pid, boot_now},
@@ -128,7 +128,9 @@ impl Session {
             eprintln!("floe-agent: {report}");
         }
         if lost > 0 {
-            eprintln!("floe-agent: {lost} events were lost; the traces they belong to are marked floe.trace.incomplete");
+            eprintln!(
+                "floe-agent: {lost} events were lost; the traces they belong to are marked floe.trace.incomplete"
+            );
         }
         let late = counters["wait_timeouts"];
         if late > 0 {
@@ -163,7 +165,7 @@ fn make_spans(
             assembler.set_clock(clock());
             compared = Instant::now();
         }
-        while let Some(event) = reader.next() {
+        while let Some(event) = reader.take() {
             // News of a process is sent before its first event can be made.
             for News::Process(facts) in news.try_iter() {
                 assembler.process_seen(*facts);

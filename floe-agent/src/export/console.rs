@@ -30,25 +30,13 @@ impl ConsoleOptions {
     pub fn detect() -> Self {
         let stderr = std::io::stderr();
         if !stderr.is_terminal() {
-            return Self {
-                width: None,
-                color: false,
-            };
+            return Self { width: None, color: false };
         }
-        let columns = std::env::var("COLUMNS")
-            .ok()
-            .and_then(|columns| columns.parse().ok());
-        let size = || {
-            rustix::termios::tcgetwinsize(&stderr)
-                .ok()
-                .map(|size| usize::from(size.ws_col))
-        };
+        let columns = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
+        let size = || rustix::termios::tcgetwinsize(&stderr).ok().map(|size| usize::from(size.ws_col));
         let width = columns.or_else(size).filter(|columns| *columns > 0);
         let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        Self {
-            width: Some(width.unwrap_or(80)),
-            color: !no_color,
-        }
+        Self { width: Some(width.unwrap_or(80)), color: !no_color }
     }
 }
 
@@ -86,21 +74,14 @@ impl Console {
         self.out
             .write_all(text.as_bytes())
             .and_then(|()| self.out.flush())
-            .map_err(|source| ExportError::Write {
-                sink: "the console".to_owned(),
-                source,
-            })
+            .map_err(|source| ExportError::Write { sink: "the console".to_owned(), source })
     }
 
     fn count(&mut self, finished: &FinishedSpan) {
         let span = &finished.span;
         self.spans += 1;
         self.errors += u64::from(matches!(span.status, Status::Error { .. }));
-        self.incomplete += u64::from(
-            span.attributes
-                .iter()
-                .any(|kv| kv.key.as_str() == "floe.incomplete"),
-        );
+        self.incomplete += u64::from(span.attributes.iter().any(|kv| kv.key.as_str() == "floe.incomplete"));
         if self.traces.len() < TRACES {
             self.traces.insert(span.span_context.trace_id());
         }
@@ -114,20 +95,13 @@ impl Console {
         let spans = self.waiting.remove(&trace).unwrap_or_default();
         let mut children: HashMap<SpanId, Vec<usize>> = HashMap::new();
         for (index, finished) in spans.iter().enumerate() {
-            children
-                .entry(finished.span.parent_span_id)
-                .or_default()
-                .push(index);
+            children.entry(finished.span.parent_span_id).or_default().push(index);
         }
-        let top = spans
-            .iter()
-            .position(|finished| finished.span.span_context.span_id() == root);
+        let top = spans.iter().position(|finished| finished.span.span_context.span_id() == root);
         let mut mine: HashSet<usize> = top.into_iter().collect();
         let mut next: Vec<usize> = top.into_iter().collect();
         while let Some(index) = next.pop() {
-            let inside = children
-                .remove(&spans[index].span.span_context.span_id())
-                .unwrap_or_default();
+            let inside = children.remove(&spans[index].span.span_context.span_id()).unwrap_or_default();
             mine.extend(&inside);
             next.extend(inside);
         }
@@ -143,27 +117,20 @@ impl Console {
         if !rest.is_empty() {
             self.waiting.insert(trace, rest);
         }
-        let top = tree
-            .iter()
-            .position(|finished| finished.span.span_context.span_id() == root);
+        let top = tree.iter().position(|finished| finished.span.span_context.span_id() == root);
         let text = tree::draw(&tree, top.as_slice(), self.view);
         self.print(&format!("\n{text}"))
     }
 
     /// Prints everything that waits: what belongs to something that has not ended, or was printed before.
     fn print_rest(&mut self) -> Result<(), ExportError> {
-        let mut traces: Vec<Vec<FinishedSpan>> =
-            std::mem::take(&mut self.waiting).into_values().collect();
+        let mut traces: Vec<Vec<FinishedSpan>> = std::mem::take(&mut self.waiting).into_values().collect();
         self.count = 0;
         traces.sort_by_key(|spans| spans.iter().map(|finished| finished.span.start_time).min());
         for spans in traces {
-            let known: HashSet<SpanId> = spans
-                .iter()
-                .map(|finished| finished.span.span_context.span_id())
-                .collect();
-            let mut tops: Vec<usize> = (0..spans.len())
-                .filter(|index| !known.contains(&spans[*index].span.parent_span_id))
-                .collect();
+            let known: HashSet<SpanId> = spans.iter().map(|finished| finished.span.span_context.span_id()).collect();
+            let mut tops: Vec<usize> =
+                (0..spans.len()).filter(|index| !known.contains(&spans[*index].span.parent_span_id)).collect();
             tops.sort_by_key(|index| spans[*index].span.start_time);
             let text = tree::draw(&spans, &tops, self.view);
             self.print(&format!("\n{text}"))?;
@@ -172,14 +139,8 @@ impl Console {
     }
 
     fn summary(&self, lost: u64) -> String {
-        let count = |number: u64, what: &str| {
-            format!("{number} {what}{}", if number == 1 { "" } else { "s" })
-        };
-        let mut parts = vec![format!(
-            "{} in {}",
-            count(self.spans, "span"),
-            count(self.traces.len() as u64, "trace")
-        )];
+        let count = |number: u64, what: &str| format!("{number} {what}{}", if number == 1 { "" } else { "s" });
+        let mut parts = vec![format!("{} in {}", count(self.spans, "span"), count(self.traces.len() as u64, "trace"))];
         parts.push(count(self.errors, "error"));
         if self.incomplete > 0 {
             parts.push(format!("{} incomplete", self.incomplete));
@@ -187,11 +148,7 @@ impl Console {
         parts.push(format!("{} lost", count(lost, "event")));
         let mut summary = parts.join(", ");
         if !self.outcomes.is_empty() {
-            let outcomes: Vec<_> = self
-                .outcomes
-                .iter()
-                .map(|(outcome, count)| format!("{outcome} {count}"))
-                .collect();
+            let outcomes: Vec<_> = self.outcomes.iter().map(|(outcome, count)| format!("{outcome} {count}")).collect();
             summary = format!("{summary} · {}", outcomes.join(", "));
         }
         summary
@@ -207,10 +164,7 @@ impl LocalSink for Console {
             if finished.span.parent_span_id == SpanId::INVALID {
                 roots.push((context.trace_id(), context.span_id()));
             }
-            self.waiting
-                .entry(context.trace_id())
-                .or_default()
-                .push(finished.clone());
+            self.waiting.entry(context.trace_id()).or_default().push(finished.clone());
             self.count += 1;
         }
         for (trace, root) in roots {
@@ -257,23 +211,11 @@ mod tests {
 
     fn console() -> (Console, Screen) {
         let screen = Screen::default();
-        (
-            Console::new(
-                Box::new(screen.clone()),
-                ConsoleOptions {
-                    width: None,
-                    color: false,
-                },
-            ),
-            screen,
-        )
+        (Console::new(Box::new(screen.clone()), ConsoleOptions { width: None, color: false }), screen)
     }
 
     fn finish(lost_events: u64) -> Finish {
-        Finish {
-            lost_events,
-            ..Finish::default()
-        }
+        Finish { lost_events, ..Finish::default() }
     }
 
     #[test]
@@ -285,28 +227,16 @@ mod tests {
         console.write(&spans[5..]).unwrap();
         assert_eq!(screen.text().lines().count(), 11);
         console.finish(finish(0)).unwrap();
-        assert_eq!(
-            screen.text(),
-            "\n6 spans in 1 trace, 2 errors, 0 events lost · fail 1, skipped 1, success 2\n"
-        );
+        assert_eq!(screen.text(), "\n6 spans in 1 trace, 2 errors, 0 events lost · fail 1, skipped 1, success 2\n");
     }
 
     #[test]
     fn two_roots_of_one_trace_are_two_trees() {
         let (mut console, screen) = console();
         let late = span(1, 4, 2, "inside two", 6, 7);
-        console
-            .write(&[
-                late,
-                span(1, 3, 1, "inside one", 1, 2),
-                span(1, 1, 0, "one", 0, 5),
-            ])
-            .unwrap();
+        console.write(&[late, span(1, 3, 1, "inside one", 1, 2), span(1, 1, 0, "one", 0, 5)]).unwrap();
         let text = screen.text();
-        assert!(
-            text.contains("one") && text.contains("inside one") && !text.contains("inside two"),
-            "{text}"
-        );
+        assert!(text.contains("one") && text.contains("inside one") && !text.contains("inside two"), "{text}");
         console.write(&[span(1, 2, 0, "two", 5, 9)]).unwrap();
         assert!(screen.text().contains("└─ inside two"));
     }
@@ -314,32 +244,19 @@ mod tests {
     #[test]
     fn what_never_got_its_root_is_printed_at_the_end() {
         let (mut console, screen) = console();
-        let open = with(
-            span(2, 5, 9, "outer", 1, 9),
-            &[("floe.incomplete", "tracing ended".into())],
-        );
-        console
-            .write(&[span(2, 6, 5, "inner", 2, 3), open])
-            .unwrap();
+        let open = with(span(2, 5, 9, "outer", 1, 9), &[("floe.incomplete", "tracing ended".into())]);
+        console.write(&[span(2, 6, 5, "inner", 2, 3), open]).unwrap();
         assert_eq!(screen.text(), "");
         console.finish(finish(7)).unwrap();
         let text = screen.text();
-        assert!(
-            text.contains("outer") && text.contains("└─ inner"),
-            "{text}"
-        );
-        assert!(
-            text.ends_with("\n2 spans in 1 trace, 0 errors, 1 incomplete, 7 events lost\n"),
-            "{text}"
-        );
+        assert!(text.contains("outer") && text.contains("└─ inner"), "{text}");
+        assert!(text.ends_with("\n2 spans in 1 trace, 0 errors, 1 incomplete, 7 events lost\n"), "{text}");
     }
 
     #[test]
     fn memory_is_bounded_by_printing_in_parts() {
         let (mut console, screen) = console();
-        let spans: Vec<_> = (0..=WAITING as u64)
-            .map(|id| span(1, id + 2, 1, "s", 0, 1))
-            .collect();
+        let spans: Vec<_> = (0..=WAITING as u64).map(|id| span(1, id + 2, 1, "s", 0, 1)).collect();
         console.write(&spans).unwrap();
         assert!(!screen.text().is_empty());
         assert_eq!(console.count, 0);

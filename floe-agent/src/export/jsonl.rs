@@ -18,10 +18,7 @@ use crate::trace::FinishedSpan;
 pub(super) fn by_resource(spans: &[FinishedSpan]) -> Vec<(Arc<Resource>, Vec<SpanData>)> {
     let mut groups: Vec<(Arc<Resource>, Vec<SpanData>)> = Vec::new();
     for FinishedSpan { resource, span } in spans {
-        match groups
-            .iter_mut()
-            .find(|(known, _)| Arc::ptr_eq(known, resource))
-        {
+        match groups.iter_mut().find(|(known, _)| Arc::ptr_eq(known, resource)) {
             Some((_, group)) => group.push(span.clone()),
             None => groups.push((Arc::clone(resource), vec![span.clone()])),
         }
@@ -33,9 +30,7 @@ pub(super) fn by_resource(spans: &[FinishedSpan]) -> Vec<(Arc<Resource>, Vec<Spa
 pub fn request(spans: &[FinishedSpan]) -> ExportTraceServiceRequest {
     let resource_spans = by_resource(spans)
         .into_iter()
-        .flat_map(|(resource, spans)| {
-            group_spans_by_resource_and_scope(spans, &(&*resource).into())
-        })
+        .flat_map(|(resource, spans)| group_spans_by_resource_and_scope(spans, &(&*resource).into()))
         .collect();
     ExportTraceServiceRequest { resource_spans }
 }
@@ -51,25 +46,13 @@ pub(super) struct Jsonl {
 impl Jsonl {
     /// Creates the file, or empties it.
     pub(super) fn create(path: &Path) -> Result<Self, ExportError> {
-        let directory = path
-            .parent()
-            .filter(|directory| !directory.as_os_str().is_empty());
+        let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
         if let Some(directory) = directory.filter(|directory| !directory.is_dir()) {
-            return Err(ExportError::NoDirectory {
-                file: path.to_owned(),
-                directory: directory.to_owned(),
-            });
+            return Err(ExportError::NoDirectory { file: path.to_owned(), directory: directory.to_owned() });
         }
         match File::create(path) {
-            Ok(file) => Ok(Self {
-                path: path.to_owned(),
-                file,
-                broken: false,
-            }),
-            Err(source) => Err(ExportError::File {
-                file: path.to_owned(),
-                source,
-            }),
+            Ok(file) => Ok(Self { path: path.to_owned(), file, broken: false }),
+            Err(source) => Err(ExportError::File { file: path.to_owned(), source }),
         }
     }
 
@@ -86,10 +69,7 @@ impl Jsonl {
 
 impl LocalSink for Jsonl {
     fn write(&mut self, spans: &[FinishedSpan]) -> Result<(), ExportError> {
-        self.write_line(spans).map_err(|source| ExportError::Write {
-            sink: self.path.display().to_string(),
-            source,
-        })
+        self.write_line(spans).map_err(|source| ExportError::Write { sink: self.path.display().to_string(), source })
     }
 
     fn finish(&mut self, _: Finish) -> Result<(), ExportError> {
@@ -109,14 +89,7 @@ mod tests {
     use crate::units::{Epoch, Pid};
 
     fn spans() -> Vec<FinishedSpan> {
-        let mut one = span(
-            0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c,
-            0xb7ad_6b71_6920_3331,
-            0,
-            "dbt.build",
-            1,
-            5,
-        );
+        let mut one = span(0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c, 0xb7ad_6b71_6920_3331, 0, "dbt.build", 1, 5);
         one.span.attributes = vec![
             KeyValue::new("rows", i64::MAX),
             KeyValue::new("time", 0.5),
@@ -124,12 +97,7 @@ mod tests {
             KeyValue::new("text", "ä\n\"x\""),
         ];
         one.span.status = Status::error("no");
-        one.span.events.events.push(Event::new(
-            "exception",
-            at(5),
-            vec![KeyValue::new("exception.type", "E")],
-            0,
-        ));
+        one.span.events.events.push(Event::new("exception", at(5), vec![KeyValue::new("exception.type", "E")], 0));
         let two = span(1, 2, 0xb7ad_6b71_6920_3331, "child", 2, 3);
         let mut three = span(1, 3, 0, "other", 2, 3);
         three.resource = Arc::new(ProcessFacts::unknown(Pid(9), Epoch(9)).resource());
@@ -139,11 +107,7 @@ mod tests {
     }
 
     fn lines(path: &Path) -> Vec<String> {
-        std::fs::read_to_string(path)
-            .unwrap()
-            .lines()
-            .map(str::to_owned)
-            .collect()
+        std::fs::read_to_string(path).unwrap().lines().map(str::to_owned).collect()
     }
 
     #[test]
@@ -158,11 +122,7 @@ mod tests {
         assert_eq!(lines.len(), 2);
         let decoded: ExportTraceServiceRequest = serde_json::from_str(&lines[0]).unwrap();
         assert_eq!(decoded, request(&spans));
-        let counts: Vec<_> = decoded
-            .resource_spans
-            .iter()
-            .map(|r| r.scope_spans[0].spans.len())
-            .collect();
+        let counts: Vec<_> = decoded.resource_spans.iter().map(|r| r.scope_spans[0].spans.len()).collect();
         assert_eq!(counts, [2, 1], "grouped by resource");
     }
 
@@ -174,10 +134,7 @@ mod tests {
         assert_eq!(span["spanId"], "b7ad6b7169203331");
         assert_eq!(span["parentSpanId"], "");
         assert_eq!(span["kind"], 1, "enums are numbers");
-        assert_eq!(
-            span["startTimeUnixNano"], "1000000",
-            "64-bit integers are strings"
-        );
+        assert_eq!(span["startTimeUnixNano"], "1000000", "64-bit integers are strings");
         assert_eq!(span["endTimeUnixNano"], "5000000");
         assert_eq!(span["status"], json!({"code": 2, "message": "no"}));
         assert_eq!(
@@ -193,12 +150,7 @@ mod tests {
         assert_eq!(span["events"][0]["name"], "exception");
         assert!(!has_null(&line), "{line}");
         let resource = &line["resourceSpans"][0]["resource"]["attributes"];
-        assert!(
-            resource
-                .as_array()
-                .unwrap()
-                .contains(&json!({"key": "process.pid", "value": {"intValue": "7"}}))
-        );
+        assert!(resource.as_array().unwrap().contains(&json!({"key": "process.pid", "value": {"intValue": "7"}})));
     }
 
     fn has_null(value: &Value) -> bool {
@@ -212,18 +164,13 @@ mod tests {
 
     #[test]
     fn a_missing_directory_is_named() {
-        let Err(error) = Jsonl::create(Path::new("/nonexistent/dir/x.jsonl")) else {
-            panic!()
-        };
+        let Err(error) = Jsonl::create(Path::new("/nonexistent/dir/x.jsonl")) else { panic!() };
         assert_eq!(
             error.to_string(),
             "cannot write traces to /nonexistent/dir/x.jsonl: the directory /nonexistent/dir does not exist; create it first"
         );
         let directory = tempfile::tempdir().unwrap();
-        assert!(
-            Jsonl::create(directory.path()).is_err(),
-            "a directory is no file"
-        );
+        assert!(Jsonl::create(directory.path()).is_err(), "a directory is no file");
     }
 
     #[test]

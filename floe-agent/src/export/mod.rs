@@ -36,9 +36,7 @@ impl Output {
         if text == "console" {
             return Ok(Self::Console(ConsoleOptions::detect()));
         }
-        let extension = Path::new(text)
-            .extension()
-            .and_then(|extension| extension.to_str());
+        let extension = Path::new(text).extension().and_then(|extension| extension.to_str());
         if extension == Some("jsonl") {
             return Ok(Self::File(PathBuf::from(text)));
         }
@@ -113,14 +111,8 @@ mod tests {
     #[test]
     fn outputs_are_the_console_and_jsonl_files() {
         assert_eq!(Output::parse("console").unwrap().to_string(), "console");
-        assert_eq!(
-            Output::parse("out/x.jsonl").unwrap().to_string(),
-            "out/x.jsonl"
-        );
+        assert_eq!(Output::parse("out/x.jsonl").unwrap().to_string(), "out/x.jsonl");
         let error = Output::parse("x.json").unwrap_err().to_string();
-        assert_eq!(
-            error,
-            "--output x.json: expected `console` or a path that ends in `.jsonl`"
-        );
+        assert_eq!(error, "--output x.json: expected `console` or a path that ends in `.jsonl`");
     }
 }

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use opentelemetry_otlp::{
     OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_EXPORTER_OTLP_INSECURE, OTEL_EXPORTER_OTLP_TIMEOUT,
-    OTEL_EXPORTER_OTLP_TRACES_ENDPOINT, OTEL_EXPORTER_OTLP_TRACES_INSECURE,
-    OTEL_EXPORTER_OTLP_TRACES_TIMEOUT, SpanExporter, WithTonicConfig,
+    OTEL_EXPORTER_OTLP_TRACES_ENDPOINT, OTEL_EXPORTER_OTLP_TRACES_INSECURE, OTEL_EXPORTER_OTLP_TRACES_TIMEOUT,
+    SpanExporter, WithTonicConfig,
 };
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::SpanExporter as _;
@@ -51,56 +51,28 @@ impl OtlpTarget {
         Self::resolve_from(option, |name| std::env::var(name).ok())
     }
 
-    fn resolve_from(
-        option: Option<&str>,
-        env: impl Fn(&str) -> Option<String>,
-    ) -> Result<Option<Self>, ExportError> {
-        let env = |name: &str| {
-            env(name)
-                .map(|value| value.trim().to_owned())
-                .filter(|value| !value.is_empty())
-        };
-        let variables = [
-            OTEL_EXPORTER_OTLP_TRACES_ENDPOINT,
-            OTEL_EXPORTER_OTLP_ENDPOINT,
-        ];
-        let from_env = || {
-            variables
-                .iter()
-                .find_map(|name| Some((env(name)?, (*name).to_owned())))
-        };
-        let given = option
-            .map(|option| (option.trim().to_owned(), "--otlp".to_owned()))
-            .or_else(from_env);
+    fn resolve_from(option: Option<&str>, env: impl Fn(&str) -> Option<String>) -> Result<Option<Self>, ExportError> {
+        let env = |name: &str| env(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty());
+        let variables = [OTEL_EXPORTER_OTLP_TRACES_ENDPOINT, OTEL_EXPORTER_OTLP_ENDPOINT];
+        let from_env = || variables.iter().find_map(|name| Some((env(name)?, (*name).to_owned())));
+        let given = option.map(|option| (option.trim().to_owned(), "--otlp".to_owned())).or_else(from_env);
         let Some((given, origin)) = given else {
             return Ok(None);
         };
 
         let mut endpoint = given.clone();
-        let insecure =
-            env(OTEL_EXPORTER_OTLP_TRACES_INSECURE).or_else(|| env(OTEL_EXPORTER_OTLP_INSECURE));
-        if !endpoint.contains("://")
-            && insecure.is_some_and(|value| value.eq_ignore_ascii_case("true"))
-        {
+        let insecure = env(OTEL_EXPORTER_OTLP_TRACES_INSECURE).or_else(|| env(OTEL_EXPORTER_OTLP_INSECURE));
+        if !endpoint.contains("://") && insecure.is_some_and(|value| value.eq_ignore_ascii_case("true")) {
             endpoint = format!("http://{endpoint}");
         }
-        let milliseconds =
-            env(OTEL_EXPORTER_OTLP_TRACES_TIMEOUT).or_else(|| env(OTEL_EXPORTER_OTLP_TIMEOUT));
-        let timeout = milliseconds
-            .and_then(|value| value.parse().ok())
-            .unwrap_or(10_000);
-        let target = Self {
-            endpoint,
-            origin,
-            timeout: Duration::from_millis(timeout),
-        };
-        target
-            .connection()
-            .map_err(|problem| ExportError::Endpoint {
-                endpoint: given,
-                origin: target.origin.clone(),
-                problem,
-            })?;
+        let milliseconds = env(OTEL_EXPORTER_OTLP_TRACES_TIMEOUT).or_else(|| env(OTEL_EXPORTER_OTLP_TIMEOUT));
+        let timeout = milliseconds.and_then(|value| value.parse().ok()).unwrap_or(10_000);
+        let target = Self { endpoint, origin, timeout: Duration::from_millis(timeout) };
+        target.connection().map_err(|problem| ExportError::Endpoint {
+            endpoint: given,
+            origin: target.origin.clone(),
+            problem,
+        })?;
         Ok(Some(target))
     }
 
@@ -116,19 +88,13 @@ impl OtlpTarget {
         match scheme {
             "http" => {}
             "https" => {
-                return Err(
-                    "TLS is not supported yet; expected a URL that begins with `http://`"
-                        .to_owned(),
-                );
+                return Err("TLS is not supported yet; expected a URL that begins with `http://`".to_owned());
             }
             _ => {
-                return Err(format!(
-                    "expected a URL such as `http://{rest}`, not `{scheme}`"
-                ));
+                return Err(format!("expected a URL such as `http://{rest}`, not `{scheme}`"));
             }
         }
-        let not_a_url =
-            || "it is not a URL; expected one such as `http://localhost:4317`".to_owned();
+        let not_a_url = || "it is not a URL; expected one such as `http://localhost:4317`".to_owned();
         let endpoint = Endpoint::from_shared(self.endpoint.clone()).map_err(|_| not_a_url())?;
         if endpoint.uri().host().is_none_or(str::is_empty) {
             return Err(not_a_url());
@@ -152,13 +118,11 @@ pub(super) struct Otlp {
 impl Otlp {
     /// Prepares the connection; nothing is sent yet. To be called inside a tokio runtime.
     pub(super) fn new(target: &OtlpTarget) -> Result<Self, ExportError> {
-        let connection = target
-            .connection()
-            .map_err(|problem| ExportError::Endpoint {
-                endpoint: target.endpoint.clone(),
-                origin: target.origin.clone(),
-                problem,
-            })?;
+        let connection = target.connection().map_err(|problem| ExportError::Endpoint {
+            endpoint: target.endpoint.clone(),
+            origin: target.origin.clone(),
+            problem,
+        })?;
         let sink = Self {
             target: target.clone(),
             channel: connection.connect_lazy(),
@@ -177,26 +141,15 @@ impl Otlp {
             .with_tonic()
             .with_channel(self.channel.clone())
             .build()
-            .map_err(|source| ExportError::Otlp {
-                endpoint: self.target.endpoint.clone(),
-                source,
-            })
+            .map_err(|source| ExportError::Otlp { endpoint: self.target.endpoint.clone(), source })
     }
 
     /// Runs until there is nothing more to send.
-    pub(super) async fn run(
-        mut self,
-        mut receiver: UnboundedReceiver<Message>,
-        shared: Arc<Shared>,
-    ) {
+    pub(super) async fn run(mut self, mut receiver: UnboundedReceiver<Message>, shared: Arc<Shared>) {
         let finish = loop {
             let now = Instant::now();
             let next = *self.next.get_or_insert(now + INTERVAL);
-            let due = if self.failures == 0 && self.pending.len() >= BATCH {
-                now
-            } else {
-                next
-            };
+            let due = if self.failures == 0 && self.pending.len() >= BATCH { now } else { next };
             tokio::select! {
                 message = receiver.recv() => match message {
                     Some(Message::Spans(spans, taken)) => {
@@ -243,18 +196,11 @@ impl Otlp {
                 }
                 Err(Failure { reason, retry }) => {
                     if self.failures == 0 {
-                        let what = if retry {
-                            "spans are kept while there is room, then dropped"
-                        } else {
-                            "spans are lost"
-                        };
-                        warn!(
-                            "OTLP export to {} fails: {reason}; {what}; tracing goes on",
-                            self.target.endpoint
-                        );
+                        let what =
+                            if retry { "spans are kept while there is room, then dropped" } else { "spans are lost" };
+                        warn!("OTLP export to {} fails: {reason}; {what}; tracing goes on", self.target.endpoint);
                     }
-                    self.next =
-                        Some(Instant::now() + BACKOFF[self.failures.min(BACKOFF.len() - 1)]);
+                    self.next = Some(Instant::now() + BACKOFF[self.failures.min(BACKOFF.len() - 1)]);
                     self.failures += 1;
                     shared.error(reason);
                     if retry {
@@ -275,17 +221,11 @@ impl Otlp {
         resource: &Arc<Resource>,
         spans: Vec<opentelemetry_sdk::trace::SpanData>,
     ) -> Result<(), Failure> {
-        let known = self
-            .exporters
-            .iter()
-            .position(|(known, _)| Arc::ptr_eq(known, resource));
+        let known = self.exporters.iter().position(|(known, _)| Arc::ptr_eq(known, resource));
         let index = if let Some(index) = known {
             index
         } else {
-            let mut exporter = self.build().map_err(|error| Failure {
-                reason: error.to_string(),
-                retry: false,
-            })?;
+            let mut exporter = self.build().map_err(|error| Failure { reason: error.to_string(), retry: false })?;
             exporter.set_resource(resource);
             if self.exporters.len() >= EXPORTERS {
                 self.exporters.pop_front();
@@ -298,10 +238,7 @@ impl Otlp {
         match tokio::time::timeout(patience, self.exporters[index].1.export(spans)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(Failure::from(&error.to_string())),
-            Err(_) => Err(Failure {
-                reason: format!("no answer within {patience:?}"),
-                retry: true,
-            }),
+            Err(_) => Err(Failure { reason: format!("no answer within {patience:?}"), retry: true }),
         }
     }
 }
@@ -316,21 +253,11 @@ struct Failure {
 impl Failure {
     /// From the library's text; codes that may be tried again are those of the OTLP specification.
     fn from(text: &str) -> Self {
-        const RETRY: [&str; 7] = [
-            "Cancelled",
-            "DeadlineExceeded",
-            "ResourceExhausted",
-            "Aborted",
-            "OutOfRange",
-            "Unavailable",
-            "DataLoss",
-        ];
+        const RETRY: [&str; 7] =
+            ["Cancelled", "DeadlineExceeded", "ResourceExhausted", "Aborted", "OutOfRange", "Unavailable", "DataLoss"];
         let (_, reason) = text.split_once("gRPC code: ").unwrap_or(("", text));
         let code = reason.split(':').next().unwrap_or(reason).trim();
-        Self {
-            reason: reason.to_owned(),
-            retry: RETRY.contains(&code),
-        }
+        Self { reason: reason.to_owned(), retry: RETRY.contains(&code) }
     }
 }
 
@@ -339,12 +266,8 @@ mod tests {
     use std::net::SocketAddr;
     use std::sync::Mutex;
 
-    use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
-        TraceService, TraceServiceServer,
-    };
-    use opentelemetry_proto::tonic::collector::trace::v1::{
-        ExportTraceServiceRequest, ExportTraceServiceResponse,
-    };
+    use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{TraceService, TraceServiceServer};
+    use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};
     use tokio::net::TcpListener;
     use tonic::transport::server::TcpIncoming;
     use tonic::{Code, Request, Response, Status};
@@ -382,27 +305,17 @@ mod tests {
         async fn start(answer: Code) -> (Self, SocketAddr) {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let address = listener.local_addr().unwrap();
-            let collector = Self {
-                requests: Arc::default(),
-                answer: Arc::new(Mutex::new(answer)),
-            };
+            let collector = Self { requests: Arc::default(), answer: Arc::new(Mutex::new(answer)) };
             let server = TraceServiceServer::new(collector.clone());
             let incoming = TcpIncoming::from(listener);
-            tokio::spawn(
-                tonic::transport::Server::builder()
-                    .add_service(server)
-                    .serve_with_incoming(incoming),
-            );
+            tokio::spawn(tonic::transport::Server::builder().add_service(server).serve_with_incoming(incoming));
             (collector, address)
         }
 
         fn spans(&self) -> usize {
             let requests = self.requests.lock().unwrap();
             let resources = requests.iter().flat_map(|request| &request.resource_spans);
-            resources
-                .flat_map(|resource| &resource.scope_spans)
-                .map(|scope| scope.spans.len())
-                .sum()
+            resources.flat_map(|resource| &resource.scope_spans).map(|scope| scope.spans.len()).sum()
         }
     }
 
@@ -411,8 +324,7 @@ mod tests {
     }
 
     async fn run(endpoint: &str, spans: u64, finish: Finish) -> ExportReport {
-        let pipeline =
-            Pipeline::start(&[Output::Otlp(target(endpoint).unwrap().unwrap())]).unwrap();
+        let pipeline = Pipeline::start(&[Output::Otlp(target(endpoint).unwrap().unwrap())]).unwrap();
         let other = Arc::new(ProcessFacts::unknown(Pid(9), Epoch(9)).resource());
         let mut batch: Vec<_> = (0..spans).map(|id| span(1, id + 1, 0, "s", 0, 1)).collect();
         let first = Arc::clone(&batch[0].resource);
@@ -427,27 +339,14 @@ mod tests {
     async fn spans_arrive_under_their_resources() {
         let (collector, address) = Collector::start(Code::Ok).await;
         let report = run(&format!("http://{address}"), 1300, Finish::default()).await;
-        assert_eq!(
-            (report.sent, report.complete(), report.error.clone()),
-            (1300, true, None),
-            "{report}"
-        );
+        assert_eq!((report.sent, report.complete(), report.error.clone()), (1300, true, None), "{report}");
         assert_eq!(collector.spans(), 1300);
         let requests = collector.requests.lock().unwrap();
         let pids: std::collections::BTreeSet<String> = requests
             .iter()
             .flat_map(|request| &request.resource_spans)
             .map(|resource| {
-                format!(
-                    "{:?}",
-                    resource
-                        .resource
-                        .as_ref()
-                        .unwrap()
-                        .attributes
-                        .iter()
-                        .find(|a| a.key == "process.pid")
-                )
+                format!("{:?}", resource.resource.as_ref().unwrap().attributes.iter().find(|a| a.key == "process.pid"))
             })
             .collect();
         assert_eq!(pids.len(), 2);
@@ -461,19 +360,8 @@ mod tests {
         let begin = Instant::now();
         let report = run(&format!("http://{address}"), 10, Finish::default()).await;
         assert_eq!((report.sent, report.failed, report.dropped), (0, 10, 0));
-        assert!(
-            report
-                .error
-                .as_deref()
-                .unwrap()
-                .contains("Connection refused"),
-            "{report}"
-        );
-        assert!(
-            begin.elapsed() < Duration::from_secs(6),
-            "{:?}",
-            begin.elapsed()
-        );
+        assert!(report.error.as_deref().unwrap().contains("Connection refused"), "{report}");
+        assert!(begin.elapsed() < Duration::from_secs(6), "{:?}", begin.elapsed());
     }
 
     #[tokio::test]
@@ -505,10 +393,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let begin = Instant::now();
-        let finish = Finish {
-            deadline: Duration::from_millis(300),
-            lost_events: 0,
-        };
+        let finish = Finish { deadline: Duration::from_millis(300), lost_events: 0 };
         let report = run(&format!("http://{address}"), 10, finish).await;
         assert_eq!((report.sent, report.failed), (0, 10));
         assert!(begin.elapsed() < Duration::from_secs(2));
@@ -524,32 +409,16 @@ mod tests {
             _ => None,
         };
         let resolve = |option| OtlpTarget::resolve_from(option, env).unwrap().unwrap();
-        assert_eq!(
-            resolve(Some("http://option:1")).endpoint(),
-            "http://option:1"
-        );
+        assert_eq!(resolve(Some("http://option:1")).endpoint(), "http://option:1");
         assert_eq!(resolve(None).endpoint(), "http://traces:4317");
         assert_eq!(resolve(None).timeout, Duration::from_millis(1500));
         let general = |name: &str| {
-            if name.contains("TRACES") {
-                Some(" ".to_owned())
-            } else {
-                env(name)
-            }
+            if name.contains("TRACES") { Some(" ".to_owned()) } else { env(name) }
         };
-        assert_eq!(
-            OtlpTarget::resolve_from(None, general)
-                .unwrap()
-                .unwrap()
-                .endpoint(),
-            "http://general:4317"
-        );
+        assert_eq!(OtlpTarget::resolve_from(None, general).unwrap().unwrap().endpoint(), "http://general:4317");
         assert!(OtlpTarget::resolve_from(None, |_| None).unwrap().is_none());
-        let insecure =
-            |name: &str| (name == "OTEL_EXPORTER_OTLP_INSECURE").then(|| "true".to_owned());
-        let target = OtlpTarget::resolve_from(Some("collector:4317"), insecure)
-            .unwrap()
-            .unwrap();
+        let insecure = |name: &str| (name == "OTEL_EXPORTER_OTLP_INSECURE").then(|| "true".to_owned());
+        let target = OtlpTarget::resolve_from(Some("collector:4317"), insecure).unwrap().unwrap();
         assert_eq!(target.endpoint(), "http://collector:4317");
     }
 
@@ -560,10 +429,7 @@ mod tests {
                 "localhost:4317",
                 "OTLP endpoint `localhost:4317` (--otlp): expected a URL such as `http://localhost:4317`",
             ),
-            (
-                "grpc://x:1",
-                "expected a URL such as `http://x:1`, not `grpc`",
-            ),
+            ("grpc://x:1", "expected a URL such as `http://x:1`, not `grpc`"),
             ("https://x:1", "TLS is not supported yet"),
             ("http://", "it is not a URL"),
             ("http://a b", "it is not a URL"),

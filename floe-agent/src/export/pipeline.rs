@@ -46,10 +46,7 @@ pub struct Finish {
 
 impl Default for Finish {
     fn default() -> Self {
-        Self {
-            deadline: Duration::from_secs(5),
-            lost_events: 0,
-        }
+        Self { deadline: Duration::from_secs(5), lost_events: 0 }
     }
 }
 
@@ -77,13 +74,7 @@ impl ExportReport {
 
 impl fmt::Display for ExportReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            sink,
-            sent,
-            failed,
-            dropped,
-            error,
-        } = self;
+        let Self { sink, sent, failed, dropped, error } = self;
         write!(f, "{sink}: {sent} spans sent")?;
         if *failed > 0 {
             write!(f, ", {failed} lost because export failed")?;
@@ -141,10 +132,7 @@ impl Shared {
     }
 
     pub(super) fn error(&self, error: String) {
-        *self
-            .error
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner) = Some(error);
+        *self.error.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(error);
     }
 
     fn report(&self) -> ExportReport {
@@ -152,14 +140,9 @@ impl Shared {
             sink: self.name.clone(),
             sent: self.sent.load(Ordering::Relaxed),
             // What is still waiting when it is asked for will not be sent.
-            failed: self.failed.load(Ordering::Relaxed)
-                + self.queued.load(Ordering::Relaxed) as u64,
+            failed: self.failed.load(Ordering::Relaxed) + self.queued.load(Ordering::Relaxed) as u64,
             dropped: self.dropped.load(Ordering::Relaxed),
-            error: self
-                .error
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner)
-                .clone(),
+            error: self.error.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone(),
         }
     }
 }
@@ -183,10 +166,7 @@ impl Pipeline {
         let mut open = Vec::new();
         for output in outputs {
             let sink = match output {
-                Output::Console(options) => Open::Local(Box::new(Console::new(
-                    Box::new(std::io::stderr()),
-                    *options,
-                ))),
+                Output::Console(options) => Open::Local(Box::new(Console::new(Box::new(std::io::stderr()), *options))),
                 Output::File(path) => Open::Local(Box::new(Jsonl::create(path)?)),
                 Output::Otlp(target) => Open::Otlp(Otlp::new(target)?),
             };
@@ -204,31 +184,20 @@ impl Pipeline {
         Ok(pipeline)
     }
 
-    fn add_local(
-        &mut self,
-        name: String,
-        queue: usize,
-        sink: Box<dyn LocalSink>,
-    ) -> std::io::Result<()> {
+    fn add_local(&mut self, name: String, queue: usize, sink: Box<dyn LocalSink>) -> std::io::Result<()> {
         let (sender, receiver) = unbounded_channel();
         let shared = Shared::new(name, queue);
         let counters = Arc::clone(&shared);
         let (done, end) = oneshot::channel::<()>();
         // A thread of its own and not one of the runtime's: a terminal that is stopped must not hold up the agent's end.
-        std::thread::Builder::new()
-            .name("floe-export".to_owned())
-            .spawn(move || {
-                run_local(sink, receiver, &counters);
-                drop(done);
-            })?;
+        std::thread::Builder::new().name("floe-export".to_owned()).spawn(move || {
+            run_local(sink, receiver, &counters);
+            drop(done);
+        })?;
         let task = tokio::spawn(async move {
             let _ = end.await;
         });
-        self.sinks.push(Handle {
-            sender,
-            shared,
-            task,
-        });
+        self.sinks.push(Handle { sender, shared, task });
         Ok(())
     }
 
@@ -236,11 +205,7 @@ impl Pipeline {
         let (sender, receiver) = unbounded_channel();
         let shared = Shared::new(name, queue);
         let task = tokio::spawn(sink.run(receiver, Arc::clone(&shared)));
-        self.sinks.push(Handle {
-            sender,
-            shared,
-            task,
-        });
+        self.sinks.push(Handle { sender, shared, task });
     }
 
     /// Gives spans to every sink that has room for them.
@@ -249,25 +214,12 @@ impl Pipeline {
             return;
         }
         let spans = Arc::new(spans);
-        for Handle {
-            sender,
-            shared,
-            task: _,
-        } in &self.sinks
-        {
-            let room = shared
-                .queue
-                .saturating_sub(shared.queued.load(Ordering::Relaxed));
+        for Handle { sender, shared, task: _ } in &self.sinks {
+            let room = shared.queue.saturating_sub(shared.queued.load(Ordering::Relaxed));
             let taken = spans.len().min(room);
-            shared
-                .dropped
-                .fetch_add((spans.len() - taken) as u64, Ordering::Relaxed);
+            shared.dropped.fetch_add((spans.len() - taken) as u64, Ordering::Relaxed);
             shared.queued.fetch_add(taken, Ordering::Relaxed);
-            if taken > 0
-                && sender
-                    .send(Message::Spans(Arc::clone(&spans), taken))
-                    .is_err()
-            {
+            if taken > 0 && sender.send(Message::Spans(Arc::clone(&spans), taken)).is_err() {
                 shared.failed(taken);
             }
         }
@@ -287,12 +239,7 @@ impl Pipeline {
         // A little longer than the sinks are told, so that they can end by themselves.
         let deadline = Instant::now() + finish.deadline + Duration::from_millis(200);
         let mut reports = Vec::new();
-        for Handle {
-            sender: _,
-            shared,
-            task,
-        } in self.sinks
-        {
+        for Handle { sender: _, shared, task } in self.sinks {
             let abort = task.abort_handle();
             if tokio::time::timeout_at(deadline, task).await.is_err() {
                 abort.abort();
@@ -304,11 +251,7 @@ impl Pipeline {
     }
 }
 
-fn run_local(
-    mut sink: Box<dyn LocalSink>,
-    mut receiver: UnboundedReceiver<Message>,
-    shared: &Shared,
-) {
+fn run_local(mut sink: Box<dyn LocalSink>, mut receiver: UnboundedReceiver<Message>, shared: &Shared) {
     let mut failing = false;
     let mut check = |result: Result<(), ExportError>| {
         let failed = result.is_err();
@@ -352,10 +295,7 @@ mod tests {
         fn write(&mut self, _: &[FinishedSpan]) -> Result<(), ExportError> {
             match self.go.recv() {
                 Ok(true) => Ok(()),
-                _ => Err(ExportError::Write {
-                    sink: "slow".into(),
-                    source: std::io::ErrorKind::StorageFull.into(),
-                }),
+                _ => Err(ExportError::Write { sink: "slow".into(), source: std::io::ErrorKind::StorageFull.into() }),
             }
         }
 
@@ -367,9 +307,7 @@ mod tests {
     fn pipeline(queue: usize) -> (Pipeline, std::sync::mpsc::Sender<bool>) {
         let (sender, go) = std::sync::mpsc::channel();
         let mut pipeline = Pipeline { sinks: Vec::new() };
-        pipeline
-            .add_local("slow".into(), queue, Box::new(Slow { go }))
-            .unwrap();
+        pipeline.add_local("slow".into(), queue, Box::new(Slow { go })).unwrap();
         (pipeline, sender)
     }
 
@@ -386,20 +324,8 @@ mod tests {
         go.send(true).unwrap();
         go.send(true).unwrap();
         let reports = pipeline.shutdown(Finish::default()).await;
-        assert_eq!(
-            reports,
-            [ExportReport {
-                sink: "slow".into(),
-                sent: 5,
-                failed: 0,
-                dropped: 3,
-                error: None
-            }]
-        );
-        assert_eq!(
-            reports[0].to_string(),
-            "slow: 5 spans sent, 3 lost because its queue was full"
-        );
+        assert_eq!(reports, [ExportReport { sink: "slow".into(), sent: 5, failed: 0, dropped: 3, error: None }]);
+        assert_eq!(reports[0].to_string(), "slow: 5 spans sent, 3 lost because its queue was full");
     }
 
     #[tokio::test]
@@ -410,24 +336,15 @@ mod tests {
         go.send(false).unwrap();
         go.send(true).unwrap();
         let reports = pipeline.shutdown(Finish::default()).await;
-        assert_eq!(
-            (reports[0].sent, reports[0].failed, reports[0].complete()),
-            (2, 3, false)
-        );
-        assert_eq!(
-            reports[0].error.as_deref(),
-            Some("cannot write to slow: no storage space")
-        );
+        assert_eq!((reports[0].sent, reports[0].failed, reports[0].complete()), (2, 3, false));
+        assert_eq!(reports[0].error.as_deref(), Some("cannot write to slow: no storage space"));
     }
 
     #[tokio::test]
     async fn a_sink_that_hangs_does_not_hold_up_the_end() {
         let (pipeline, go) = pipeline(50);
         pipeline.send(spans(3));
-        let finish = Finish {
-            deadline: Duration::from_millis(10),
-            lost_events: 0,
-        };
+        let finish = Finish { deadline: Duration::from_millis(10), lost_events: 0 };
         let reports = pipeline.shutdown(finish).await;
         assert_eq!((reports[0].sent, reports[0].failed), (0, 3));
         drop(go);

@@ -133,10 +133,7 @@ struct Row<'a> {
 pub(super) fn draw(spans: &[FinishedSpan], tops: &[usize], view: View) -> String {
     let mut children: HashMap<SpanId, Vec<usize>> = HashMap::new();
     for (index, finished) in spans.iter().enumerate() {
-        children
-            .entry(finished.span.parent_span_id)
-            .or_default()
-            .push(index);
+        children.entry(finished.span.parent_span_id).or_default().push(index);
     }
     for siblings in children.values_mut() {
         siblings.sort_by_key(|index| (spans[*index].span.start_time, *index));
@@ -163,9 +160,7 @@ fn place<'a>(
     rows: &mut Vec<Row<'a>>,
 ) {
     let finished = &spans[index];
-    let inside = children
-        .get(&finished.span.span_context.span_id())
-        .map_or(&[][..], Vec::as_slice);
+    let inside = children.get(&finished.span.span_context.span_id()).map_or(&[][..], Vec::as_slice);
     let below = format!("{before}{under}");
     rows.push(Row {
         finished,
@@ -175,20 +170,9 @@ fn place<'a>(
     });
     for (position, &child) in inside.iter().enumerate() {
         let last = position + 1 == inside.len();
-        let [branch, under] = if last {
-            ["└─ ", "   "]
-        } else {
-            ["├─ ", "│  "]
-        };
+        let [branch, under] = if last { ["└─ ", "   "] } else { ["├─ ", "│  "] };
         let elsewhere = process(&spans[child]) != process(finished);
-        place(
-            spans,
-            children,
-            child,
-            [&below, branch, under],
-            elsewhere,
-            rows,
-        );
+        place(spans, children, child, [&below, branch, under], elsewhere, rows);
     }
 }
 
@@ -199,31 +183,18 @@ fn process(finished: &FinishedSpan) -> Option<Value> {
 fn heading(top: &FinishedSpan, view: View, out: &mut String) {
     let mut line = Line::default();
     let service = top.resource.get(&Key::from_static_str("service.name"));
-    line.add(
-        Style::Dim,
-        format!("trace {}", top.span.span_context.trace_id()),
-    );
-    for part in [
-        service.map(|service| clean(&service.as_str())),
-        process(top).map(|pid| format!("pid {pid}")),
-    ] {
-        line.add(
-            Style::Dim,
-            part.map(|part| format!(" · {part}")).unwrap_or_default(),
-        );
+    line.add(Style::Dim, format!("trace {}", top.span.span_context.trace_id()));
+    for part in [service.map(|service| clean(&service.as_str())), process(top).map(|pid| format!("pid {pid}"))] {
+        line.add(Style::Dim, part.map(|part| format!(" · {part}")).unwrap_or_default());
     }
     line.write(out, view);
 }
 
 fn table(rows: &[Row<'_>], view: View, out: &mut String) {
-    let label_of: Vec<(Style, &str, String)> =
-        rows.iter().map(|row| label(&row.finished.span)).collect();
+    let label_of: Vec<(Style, &str, String)> = rows.iter().map(|row| label(&row.finished.span)).collect();
     let widest = |widths: &mut dyn Iterator<Item = usize>| widths.max().unwrap_or(0);
-    let mut name_width = widest(
-        &mut rows
-            .iter()
-            .map(|row| columns(&row.branch) + columns(&clean(&row.finished.span.name))),
-    );
+    let mut name_width =
+        widest(&mut rows.iter().map(|row| columns(&row.branch) + columns(&clean(&row.finished.span.name))));
     if let Some(width) = view.width {
         name_width = name_width.min((width * 45 / 100).max(20));
     }
@@ -233,24 +204,13 @@ fn table(rows: &[Row<'_>], view: View, out: &mut String) {
     let (Some(begin), Some(end)) = (begin, end) else {
         return;
     };
-    let whole = end
-        .duration_since(begin)
-        .unwrap_or_default()
-        .max(Duration::from_nanos(1));
+    let whole = end.duration_since(begin).unwrap_or_default().max(Duration::from_nanos(1));
     for (row, (style, mark, label)) in rows.iter().zip(label_of) {
         let span = &row.finished.span;
         let mut line = Line::default();
         line.add(Style::Dim, row.branch.clone());
-        let name_style = if row.branch.is_empty() {
-            Style::Bold
-        } else {
-            Style::Plain
-        };
-        line.field(
-            name_style,
-            &clean(&span.name),
-            name_width.saturating_sub(columns(&row.branch)),
-        );
+        let name_style = if row.branch.is_empty() { Style::Bold } else { Style::Plain };
+        line.field(name_style, &clean(&span.name), name_width.saturating_sub(columns(&row.branch)));
         line.add(Style::Plain, format!("  {:>7}  ", duration(length(span))));
         if view.width.is_some_and(|width| width >= BAR_FROM_WIDTH) {
             bar(&mut line, span, begin, whole);
@@ -273,20 +233,13 @@ fn table(rows: &[Row<'_>], view: View, out: &mut String) {
 
 /// The mark and the word that say how a span ended.
 fn label(span: &SpanData) -> (Style, &'static str, String) {
-    let status = span
-        .attributes
-        .iter()
-        .find(|attribute| attribute.key.as_str().ends_with(".status"));
+    let status = span.attributes.iter().find(|attribute| attribute.key.as_str().ends_with(".status"));
     let word = status.map(|status| clean(&status.value.as_str()));
     if matches!(span.status, Status::Error { .. }) {
         return (Style::Red, "✗", word.unwrap_or_else(|| "error".to_owned()));
     }
     if text(span, "floe.incomplete").is_some() {
-        return (
-            Style::Yellow,
-            "?",
-            word.unwrap_or_else(|| "incomplete".to_owned()),
-        );
+        return (Style::Yellow, "?", word.unwrap_or_else(|| "incomplete".to_owned()));
     }
     match word.as_deref() {
         Some("skipped") => (Style::Yellow, "-", "skipped".to_owned()),
@@ -297,10 +250,7 @@ fn label(span: &SpanData) -> (Style, &'static str, String) {
 
 /// The word that counts a span in the summary, if it has one.
 pub(super) fn outcome(span: &SpanData) -> Option<String> {
-    let status = span
-        .attributes
-        .iter()
-        .find(|attribute| attribute.key.as_str().ends_with(".status"))?;
+    let status = span.attributes.iter().find(|attribute| attribute.key.as_str().ends_with(".status"))?;
     Some(clean(&status.value.as_str()))
 }
 
@@ -312,26 +262,15 @@ fn details(row: &Row<'_>) -> Vec<(String, String)> {
         details.extend(process(row.finished).map(|pid| ("pid".to_owned(), pid.to_string())));
     }
     // The family of the span (`dbt`) is not repeated in the names of its attributes.
-    let family = span
-        .name
-        .split('.')
-        .next()
-        .filter(|family| family.len() < span.name.len())
-        .unwrap_or_default();
+    let family = span.name.split('.').next().filter(|family| family.len() < span.name.len()).unwrap_or_default();
     for KeyValue { key, value, .. } in &span.attributes {
         let name = key.as_str();
         let dull = LEFT_OUT.contains(&name)
-            || matches!(
-                name,
-                "floe.recursion" | "floe.trace.incomplete" | "floe.process.signal"
-            )
+            || matches!(name, "floe.recursion" | "floe.trace.incomplete" | "floe.process.signal")
             || (name == "dbt.full_refresh" && *value == Value::Bool(false))
             || (name == "floe.nodes.failed" && *value == Value::I64(0));
         if !dull {
-            let short = name
-                .strip_prefix(family)
-                .and_then(|rest| rest.strip_prefix('.'))
-                .unwrap_or(name);
+            let short = name.strip_prefix(family).and_then(|rest| rest.strip_prefix('.')).unwrap_or(name);
             details.push((clean(short), clean(&value.as_str())));
         }
     }
@@ -355,16 +294,8 @@ fn message(row: &Row<'_>, view: View, out: &mut String) {
     let Status::Error { description } = &row.finished.span.status else {
         return;
     };
-    let lines: Vec<String> = description
-        .lines()
-        .map(clean)
-        .filter(|line| !line.trim().is_empty())
-        .collect();
-    let shown = if view.width.is_some() {
-        lines.len().min(MESSAGE_LINES)
-    } else {
-        lines.len()
-    };
+    let lines: Vec<String> = description.lines().map(clean).filter(|line| !line.trim().is_empty()).collect();
+    let shown = if view.width.is_some() { lines.len().min(MESSAGE_LINES) } else { lines.len() };
     let more = lines.len() - shown;
     let rest = (more > 0).then(|| format!("… {more} more lines"));
     for text in lines.into_iter().take(shown).chain(rest) {
@@ -377,17 +308,12 @@ fn message(row: &Row<'_>, view: View, out: &mut String) {
 
 fn bar(line: &mut Line, span: &SpanData, begin: SystemTime, whole: Duration) {
     let at = |time: SystemTime| {
-        let share =
-            time.duration_since(begin).unwrap_or_default().as_secs_f64() / whole.as_secs_f64();
+        let share = time.duration_since(begin).unwrap_or_default().as_secs_f64() / whole.as_secs_f64();
         ((share * BAR as f64).round() as usize).min(BAR)
     };
     let from = at(span.start_time).min(BAR - 1);
     let to = at(span.end_time).max(from + 1);
-    let style = if matches!(span.status, Status::Error { .. }) {
-        Style::Red
-    } else {
-        Style::Green
-    };
+    let style = if matches!(span.status, Status::Error { .. }) { Style::Red } else { Style::Green };
     line.add(Style::Dim, "·".repeat(from));
     line.add(style, "━".repeat(to - from));
     line.add(Style::Dim, "·".repeat(BAR - to));
@@ -395,16 +321,11 @@ fn bar(line: &mut Line, span: &SpanData, begin: SystemTime, whole: Duration) {
 }
 
 fn length(span: &SpanData) -> Duration {
-    span.end_time
-        .duration_since(span.start_time)
-        .unwrap_or_default()
+    span.end_time.duration_since(span.start_time).unwrap_or_default()
 }
 
 fn text(span: &SpanData, name: &str) -> Option<String> {
-    let attribute = span
-        .attributes
-        .iter()
-        .find(|attribute| attribute.key.as_str() == name)?;
+    let attribute = span.attributes.iter().find(|attribute| attribute.key.as_str() == name)?;
     Some(clean(&attribute.value.as_str()))
 }
 
@@ -497,10 +418,7 @@ pub(super) mod tests {
     use crate::units::{Epoch, Pid};
 
     static RESOURCE: LazyLock<Arc<Resource>> = LazyLock::new(|| {
-        let facts = ProcessFacts {
-            service_name: Some("dbt".into()),
-            ..ProcessFacts::unknown(Pid(7), Epoch(1))
-        };
+        let facts = ProcessFacts { service_name: Some("dbt".into()), ..ProcessFacts::unknown(Pid(7), Epoch(1)) };
         Arc::new(facts.resource())
     });
 
@@ -510,21 +428,9 @@ pub(super) mod tests {
     }
 
     /// A span with times in milliseconds.
-    pub(crate) fn span(
-        trace: u128,
-        id: u64,
-        parent: u64,
-        name: &str,
-        from: u64,
-        to: u64,
-    ) -> FinishedSpan {
-        let context = SpanContext::new(
-            TraceId::from(trace),
-            SpanId::from(id),
-            TraceFlags::SAMPLED,
-            false,
-            TraceState::default(),
-        );
+    pub(crate) fn span(trace: u128, id: u64, parent: u64, name: &str, from: u64, to: u64) -> FinishedSpan {
+        let context =
+            SpanContext::new(TraceId::from(trace), SpanId::from(id), TraceFlags::SAMPLED, false, TraceState::default());
         FinishedSpan {
             resource: Arc::clone(&RESOURCE),
             span: SpanData {
@@ -546,9 +452,7 @@ pub(super) mod tests {
     }
 
     pub(crate) fn with(mut finished: FinishedSpan, attributes: &[(&str, Value)]) -> FinishedSpan {
-        let attributes = attributes
-            .iter()
-            .map(|(name, value)| KeyValue::new((*name).to_owned(), value.clone()));
+        let attributes = attributes.iter().map(|(name, value)| KeyValue::new((*name).to_owned(), value.clone()));
         finished.span.attributes.extend(attributes);
         finished
     }
@@ -574,21 +478,12 @@ pub(super) mod tests {
             ),
             with(
                 span(1, 3, 1, "dbt.model.stg_orders", 1011, 1052),
-                &[
-                    ("dbt.status", s("success")),
-                    ("dbt.materialized", s("view")),
-                ],
+                &[("dbt.status", s("success")), ("dbt.materialized", s("view"))],
             ),
-            with(
-                span(1, 6, 3, "sql", 1012, 1013),
-                &[("text", s("select\n1\x1b[31m"))],
-            ),
+            with(span(1, 6, 3, "sql", 1012, 1013), &[("text", s("select\n1\x1b[31m"))]),
             with(
                 span(1, 5, 1, "dbt.model.orders", 1080, 1080),
-                &[
-                    ("dbt.status", s("skipped")),
-                    ("dbt.materialized", s("table")),
-                ],
+                &[("dbt.status", s("skipped")), ("dbt.materialized", s("table"))],
             ),
             with(
                 span(1, 1, 0, "dbt.build", 0, 2310),
@@ -601,17 +496,13 @@ pub(super) mod tests {
                 ],
             ),
         ];
-        spans[1].span.status = Status::error(
-            "Got 1 result, configured to fail if != 0\n\n  compiled code at target/x.sql",
-        );
+        spans[1].span.status =
+            Status::error("Got 1 result, configured to fail if != 0\n\n  compiled code at target/x.sql");
         spans[5].span.status = Status::error("1 of 4 nodes failed");
         spans
     }
 
-    const PLAIN: View = View {
-        width: None,
-        color: false,
-    };
+    const PLAIN: View = View { width: None, color: false };
 
     #[test]
     fn a_trace_is_a_tree_in_the_order_of_its_begins() {
@@ -634,14 +525,7 @@ dbt.build                        2.31 s  ✗ error    target=dev  floe.nodes=4  
 
     #[test]
     fn a_wide_terminal_shows_when_each_span_ran() {
-        let drawn = draw(
-            &build(),
-            &[5],
-            View {
-                width: Some(120),
-                color: false,
-            },
-        );
+        let drawn = draw(&build(), &[5], View { width: Some(120), color: false });
         assert_eq!(
             drawn.lines().nth(3).unwrap(),
             "├─ dbt.seed.raw_orders           110 ms  ·········━··············  ✓ success  materialized=seed  schema=main  rows_affe…"
@@ -651,16 +535,7 @@ dbt.build                        2.31 s  ✗ error    target=dev  floe.nodes=4  
     #[test]
     fn nothing_is_wider_than_the_terminal() {
         for width in [20, 40, 80, 109, 110, 200] {
-            for line in draw(
-                &build(),
-                &[5],
-                View {
-                    width: Some(width),
-                    color: false,
-                },
-            )
-            .lines()
-            {
+            for line in draw(&build(), &[5], View { width: Some(width), color: false }).lines() {
                 assert!(columns(line) <= width, "{width}: {line}");
             }
         }
@@ -669,14 +544,7 @@ dbt.build                        2.31 s  ✗ error    target=dev  floe.nodes=4  
     #[test]
     fn colours_are_only_there_when_they_are_wanted() {
         let plain = draw(&build(), &[5], PLAIN);
-        let colored = draw(
-            &build(),
-            &[5],
-            View {
-                color: true,
-                ..PLAIN
-            },
-        );
+        let colored = draw(&build(), &[5], View { color: true, ..PLAIN });
         assert!(!plain.contains('\x1b'));
         assert!(colored.contains("\x1b[31m✗\x1b[0m"));
         assert_eq!(
@@ -690,15 +558,9 @@ dbt.build                        2.31 s  ✗ error    target=dev  floe.nodes=4  
 
     #[test]
     fn incomplete_spans_and_other_processes_are_marked() {
-        let mut child = with(
-            span(1, 2, 1, "load", 1, 2),
-            &[("floe.incomplete", "process exited".into())],
-        );
+        let mut child = with(span(1, 2, 1, "load", 1, 2), &[("floe.incomplete", "process exited".into())]);
         child.resource = Arc::new(ProcessFacts::unknown(Pid(8), Epoch(2)).resource());
-        let root = with(
-            span(1, 1, 0, "main", 0, 3),
-            &[("floe.trace.lost_events", Value::I64(4))],
-        );
+        let root = with(span(1, 1, 0, "main", 0, 3), &[("floe.trace.lost_events", Value::I64(4))]);
         assert_eq!(
             draw(&[child, root], &[1], PLAIN),
             "\
@@ -712,33 +574,15 @@ main     3.00 ms  ✓             (4 events of this trace lost)
     #[test]
     fn long_messages_are_cut_on_a_terminal_only() {
         let mut root = span(1, 1, 0, "main", 0, 3);
-        root.span.status = Status::error(
-            (0..9)
-                .map(|line| format!("line {line}"))
-                .collect::<Vec<_>>()
-                .join("\n"),
-        );
-        let lines = |view| {
-            draw(std::slice::from_ref(&root), &[0], view)
-                .lines()
-                .count()
-        };
+        root.span.status = Status::error((0..9).map(|line| format!("line {line}")).collect::<Vec<_>>().join("\n"));
+        let lines = |view| draw(std::slice::from_ref(&root), &[0], view).lines().count();
         assert_eq!(lines(PLAIN), 2 + 9);
-        assert_eq!(
-            lines(View {
-                width: Some(80),
-                color: false
-            }),
-            2 + 6 + 1
-        );
+        assert_eq!(lines(View { width: Some(80), color: false }), 2 + 6 + 1);
     }
 
     #[test]
     fn what_could_command_the_terminal_is_taken_out() {
-        assert_eq!(
-            clean("a\x1b[31;1mred\x1b[0m\x07\u{9b}b\tc\u{202e}d\x1b]0;t"),
-            "aredb cd]0;t"
-        );
+        assert_eq!(clean("a\x1b[31;1mred\x1b[0m\x07\u{9b}b\tc\u{202e}d\x1b]0;t"), "aredb cd]0;t");
     }
 
     #[test]

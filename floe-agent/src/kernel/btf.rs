@@ -13,7 +13,9 @@ pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 #[derive(Debug, Error)]
 pub enum BtfError {
     /// The file cannot be read.
-    #[error("cannot read the kernel's type information {VMLINUX}: {0}; floe-agent needs a kernel built with CONFIG_DEBUG_INFO_BTF")]
+    #[error(
+        "cannot read the kernel's type information {VMLINUX}: {0}; floe-agent needs a kernel built with CONFIG_DEBUG_INFO_BTF"
+    )]
     Unreadable(#[source] std::io::Error),
     /// The file is not BTF as documented.
     #[error("the kernel's type information {VMLINUX} is malformed ({0}); please report this with the kernel version")]

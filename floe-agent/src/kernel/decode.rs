@@ -9,7 +9,9 @@ use crate::units::{BootNanos, Epoch, Pid, ProbeId, Tid};
 
 /// A record that cannot be decoded. It means that the programs and the agent do not fit together.
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error("a record of {len} bytes from the kernel does not decode ({what}); the eBPF object does not belong to this agent")]
+#[error(
+    "a record of {len} bytes from the kernel does not decode ({what}); the eBPF object does not belong to this agent"
+)]
 pub struct DecodeError {
     /// What is wrong.
     pub what: &'static str,

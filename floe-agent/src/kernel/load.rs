@@ -11,9 +11,7 @@ use aya::{
     },
 };
 use caps::Capability;
-use floe_ebpf::{
-    Counter, FunctionInfo, FunctionKey, Key, Layout, MODULE_NAME_LEN, Plan, ProcessInfo, Settings,
-};
+use floe_ebpf::{Counter, FunctionInfo, FunctionKey, Key, Layout, MODULE_NAME_LEN, Plan, ProcessInfo, Settings};
 use thiserror::Error;
 
 use super::{
@@ -29,13 +27,17 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/fl
 #[derive(Debug, Error)]
 pub enum KernelError {
     /// A capability is missing.
-    #[error("cannot load eBPF programs: {capability} is missing; run floe-agent as root (sudo), or give it this capability")]
+    #[error(
+        "cannot load eBPF programs: {capability} is missing; run floe-agent as root (sudo), or give it this capability"
+    )]
     NoCapability {
         /// Its name.
         capability: String,
     },
     /// The kernel has no eBPF for us.
-    #[error("cannot load eBPF programs: this kernel refuses the bpf system call ({source}); it needs CONFIG_BPF_SYSCALL=y and no seccomp filter on bpf")]
+    #[error(
+        "cannot load eBPF programs: this kernel refuses the bpf system call ({source}); it needs CONFIG_BPF_SYSCALL=y and no seccomp filter on bpf"
+    )]
     NoBpf {
         /// What the kernel said.
         source: std::io::Error,
@@ -92,14 +94,8 @@ pub enum Site {
 }
 
 impl Site {
-    const ALL: [Site; 6] = [
-        Site::GateEnter,
-        Site::GateReturn,
-        Site::RunMain,
-        Site::StackSwitch,
-        Site::StackConfig,
-        Site::Rendezvous,
-    ];
+    const ALL: [Site; 6] =
+        [Site::GateEnter, Site::GateReturn, Site::RunMain, Site::StackSwitch, Site::StackConfig, Site::Rendezvous];
 
     const fn program(self) -> &'static str {
         match self {
@@ -178,9 +174,10 @@ fn missing_capability() -> Option<Capability> {
     if !admin {
         return Some(Capability::CAP_SYS_ADMIN);
     }
-    [Capability::CAP_SYS_PTRACE, Capability::CAP_DAC_READ_SEARCH]
-        .into_iter()
-        .find(|&capability| !has(capability) && !(capability == Capability::CAP_DAC_READ_SEARCH && has(Capability::CAP_DAC_OVERRIDE)))
+    [Capability::CAP_SYS_PTRACE, Capability::CAP_DAC_READ_SEARCH].into_iter().find(|&capability| {
+        let implied = capability == Capability::CAP_DAC_READ_SEARCH && has(Capability::CAP_DAC_OVERRIDE);
+        !has(capability) && !implied
+    })
 }
 
 /// Whether the kernel has the bpf system call at all.
@@ -220,10 +217,8 @@ pub fn load(bounds: WaitBounds) -> Result<(Kernel, UrgentReader, EventReader, Co
     let mut ebpf = EbpfLoader::new().btf(btf.as_ref()).load(OBJECT)?;
     macro_rules! map {
         ($kind:ident, $name:literal) => {
-            $kind::try_from(ebpf.take_map($name).expect("the object has the map")).map_err(|source| KernelError::Map {
-                map: $name,
-                source,
-            })?
+            $kind::try_from(ebpf.take_map($name).expect("the object has the map"))
+                .map_err(|source| KernelError::Map { map: $name, source })?
         };
     }
     let urgent = RingBuf::try_from(ebpf.take_map("URGENT").expect("the object has the map"))
@@ -251,11 +246,8 @@ pub fn load(bounds: WaitBounds) -> Result<(Kernel, UrgentReader, EventReader, Co
         kernel.uprobe(program).load().map_err(|source| KernelError::Program { program, source })?;
     }
     for (program, tracepoint) in TRACEPOINTS {
-        let raw: &mut RawTracePoint = kernel
-            .ebpf
-            .program_mut(program)
-            .and_then(|p| p.try_into().ok())
-            .expect("the object has the program");
+        let raw: &mut RawTracePoint =
+            kernel.ebpf.program_mut(program).and_then(|p| p.try_into().ok()).expect("the object has the program");
         raw.load().map_err(|source| KernelError::Program { program, source })?;
         raw.attach(tracepoint).map_err(|source| KernelError::Attach {
             site: program,
@@ -272,9 +264,7 @@ impl Kernel {
     }
 
     fn write_settings(&mut self) -> Result<(), KernelError> {
-        self.settings_map
-            .set(0, self.settings, 0)
-            .map_err(|source| KernelError::Map { map: "SETTINGS", source })
+        self.settings_map.set(0, self.settings, 0).map_err(|source| KernelError::Map { map: "SETTINGS", source })
     }
 
     /// Attaches `site` at an offset of a file, for all processes or for one thread.

@@ -1,6 +1,6 @@
 //! The kernel side: loading, attaching, maps, ring buffers, decoding.
 //!
-//! The programs are the crate `floe-ebpf`; this room is their only user. [`load`] brings them into the kernel and gives
+//! The programs are the crate `floe-ebpf`; this room is their only user. [`load()`] brings them into the kernel and gives
 //! two halves: [`Kernel`], for the thread that arms functions (maps, attaching, urgent records), and [`EventReader`], for
 //! the thread that makes spans.
 
@@ -10,7 +10,6 @@ pub mod event;
 mod load;
 mod ring;
 pub mod trial;
-
 
 pub use load::{Counters, Kernel, KernelError, LinkId, Site, WaitBounds, load};
 pub use ring::{EventReader, UrgentReader};

@@ -17,10 +17,7 @@ use super::{
 fn wait(ring: &RingBuf<MapData>, timeout: Duration) {
     // SAFETY: the ring owns the descriptor and outlives the borrow.
     let fd = unsafe { BorrowedFd::borrow_raw(ring.as_raw_fd()) };
-    let timeout = Timespec {
-        tv_sec: timeout.as_secs().cast_signed(),
-        tv_nsec: i64::from(timeout.subsec_nanos()),
-    };
+    let timeout = Timespec { tv_sec: timeout.as_secs().cast_signed(), tv_nsec: i64::from(timeout.subsec_nanos()) };
     // An error (EINTR) is like a time-out: the caller looks at the ring and comes back.
     let _ = poll(&mut [PollFd::new(&fd.as_fd(), PollFlags::IN)], Some(&timeout));
 }
@@ -43,7 +40,7 @@ impl EventReader {
     }
 
     /// The next event, if there is one.
-    pub fn next(&mut self) -> Option<Event> {
+    pub fn take(&mut self) -> Option<Event> {
         loop {
             let item = self.ring.next()?;
             match decode(&item) {
@@ -75,7 +72,7 @@ impl UrgentReader {
     }
 
     /// The next record, if there is one.
-    pub fn next(&mut self) -> Option<Result<Urgent, DecodeError>> {
+    pub fn take(&mut self) -> Option<Result<Urgent, DecodeError>> {
         self.ring.next().map(|item| decode_urgent(&item))
     }
 }

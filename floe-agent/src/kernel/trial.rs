@@ -83,10 +83,8 @@ pub fn run(kernel: &mut Kernel) -> Result<Trial, KernelError> {
     };
     let offset = FileOffset(address.0 - mapping.start.0 + mapping.offset.0);
     let file = Path::new("/proc/self/exe");
-    let links = [
-        kernel.attach(Site::GateEnter, file, offset, None)?,
-        kernel.attach(Site::GateReturn, file, offset, None)?,
-    ];
+    let links =
+        [kernel.attach(Site::GateEnter, file, offset, None)?, kernel.attach(Site::GateReturn, file, offset, None)?];
     let status = Command::new("/proc/self/exe")
         .arg(ARGUMENT)
         .stdin(Stdio::null())

@@ -49,11 +49,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            open_calls: 8192,
-            threads: 2048,
-            processes: 65536,
-        }
+        Self { open_calls: 8192, threads: 2048, processes: 65536 }
     }
 }
 
@@ -112,10 +108,7 @@ impl Assembler {
         let functions = catalogue
             .probes()
             .iter()
-            .map(|probe| {
-                Arc::<str>::from(format!("{}.{}", probe.target.module, probe.target.qualname))
-                    .into()
-            })
+            .map(|probe| Arc::<str>::from(format!("{}.{}", probe.target.module, probe.target.qualname)).into())
             .collect();
         let scope = InstrumentationScope::builder("floe-agent")
             .with_version(env!("CARGO_PKG_VERSION"))
@@ -165,10 +158,7 @@ impl Assembler {
 
     /// Spans that have not ended.
     pub fn open_spans(&self) -> usize {
-        let frames = self
-            .processes
-            .values()
-            .flat_map(|process| process.threads.values().flatten());
+        let frames = self.processes.values().flat_map(|process| process.threads.values().flatten());
         frames.filter(|frame| frame.span.is_some()).count()
     }
 
@@ -195,59 +185,20 @@ impl Assembler {
     /// Takes an event.
     pub fn handle(&mut self, event: Event) {
         match event {
-            Event::Enter {
-                stamp,
-                probe,
-                depth,
-                recursion,
-                fields,
-            } => {
+            Event::Enter { stamp, probe, depth, recursion, fields } => {
                 let limits = self.limits;
                 if let Some((core, process)) = self.process(&stamp) {
-                    core.enter(
-                        process,
-                        &stamp,
-                        limits,
-                        Enter {
-                            probe,
-                            depth,
-                            recursion,
-                            fields,
-                        },
-                    );
+                    core.enter(process, &stamp, limits, Enter { probe, depth, recursion, fields });
                 }
             }
-            Event::Return {
-                stamp,
-                call,
-                probe,
-                outcome,
-                fields,
-            } => {
+            Event::Return { stamp, call, probe, outcome, fields } => {
                 if let Some((core, process)) = self.process(&stamp) {
-                    core.leave(
-                        process,
-                        &stamp,
-                        Leave {
-                            call,
-                            probe,
-                            outcome,
-                            fields,
-                        },
-                    );
+                    core.leave(process, &stamp, Leave { call, probe, outcome, fields });
                 }
             }
-            Event::Fork {
-                stamp,
-                child,
-                child_epoch,
-            } => self.fork(&stamp, child, child_epoch),
+            Event::Fork { stamp, child, child_epoch } => self.fork(&stamp, child, child_epoch),
             Event::Exec { stamp } => self.exec(&stamp),
-            Event::Exit {
-                stamp,
-                process_ended,
-                code,
-            } => self.exit(&stamp, process_ended, code),
+            Event::Exit { stamp, process_ended, code } => self.exit(&stamp, process_ended, code),
         }
     }
 
@@ -271,11 +222,7 @@ impl Assembler {
             && old != stamp.epoch
         {
             // Its end was lost: whatever has this pid now is another process.
-            self.end_process(
-                (stamp.pid, old),
-                stamp.time,
-                &Ending::incomplete(PROCESS_REPLACED),
-            );
+            self.end_process((stamp.pid, old), stamp.time, &Ending::incomplete(PROCESS_REPLACED));
             self.current.insert(stamp.pid, stamp.epoch);
         }
         if !self.processes.contains_key(&key) {
@@ -284,10 +231,7 @@ impl Assembler {
                 return None;
             }
             let trace = self.core.new_trace();
-            self.processes.insert(
-                key,
-                Process::new(ProcessFacts::unknown(key.0, key.1), trace),
-            );
+            self.processes.insert(key, Process::new(ProcessFacts::unknown(key.0, key.1), trace));
         }
         let process = self.processes.get_mut(&key)?;
         if stamp.lost > 0 {
@@ -301,25 +245,16 @@ impl Assembler {
         let Some((_, parent)) = self.process(stamp) else {
             return;
         };
-        let lineage = (
-            Arc::clone(&parent.trace),
-            parent.context(stamp.tid).map(|(span, _)| span),
-        );
+        let lineage = (Arc::clone(&parent.trace), parent.context(stamp.tid).map(|(span, _)| span));
         let facts = parent.facts.forked(child, child_epoch);
         self.begin_process(stamp, (child, child_epoch), Some(facts), Some(lineage));
     }
 
     fn exec(&mut self, stamp: &Stamp) {
-        let before = self
-            .current
-            .get(&stamp.pid)
-            .map(|epoch| (stamp.pid, *epoch));
+        let before = self.current.get(&stamp.pid).map(|epoch| (stamp.pid, *epoch));
         let lineage = before.filter(|key| key.1 != stamp.epoch).and_then(|key| {
             let process = self.processes.get(&key)?;
-            let lineage = (
-                Arc::clone(&process.trace),
-                process.context(stamp.tid).map(|(span, _)| span),
-            );
+            let lineage = (Arc::clone(&process.trace), process.context(stamp.tid).map(|(span, _)| span));
             self.end_process(key, stamp.time, &Ending::incomplete(PROCESS_CALLED_EXEC));
             Some(lineage)
         });
@@ -335,12 +270,7 @@ impl Assembler {
         lineage: Option<(Arc<Trace>, Option<opentelemetry::trace::SpanId>)>,
     ) {
         let known = self.processes.contains_key(&key);
-        let stamp = Stamp {
-            pid: key.0,
-            epoch: key.1,
-            lost: 0,
-            ..*stamp
-        };
+        let stamp = Stamp { pid: key.0, epoch: key.1, lost: 0, ..*stamp };
         let Some((_, process)) = self.process(&stamp) else {
             return;
         };
@@ -365,22 +295,13 @@ impl Assembler {
         let end = ProcessEnd::from_wait(code);
         // A signal never ends one thread alone.
         if process_ended || matches!(end, ProcessEnd::Signalled(_)) {
-            let ending = Ending::Incomplete {
-                reason: PROCESS_EXITED,
-                process: Some(end),
-            };
+            let ending = Ending::Incomplete { reason: PROCESS_EXITED, process: Some(end) };
             core.close_above(process, stamp.tid, 0, stamp.time, &ending);
             if process_ended {
                 self.end_process(key, stamp.time, &ending);
             }
         } else {
-            core.close_above(
-                process,
-                stamp.tid,
-                0,
-                stamp.time,
-                &Ending::incomplete(THREAD_ENDED),
-            );
+            core.close_above(process, stamp.tid, 0, stamp.time, &Ending::incomplete(THREAD_ENDED));
         }
     }
 
@@ -390,12 +311,7 @@ impl Assembler {
         };
         // Threads with commands last: commands count what ended under them.
         let mut threads: Vec<Tid> = process.threads.keys().copied().collect();
-        threads.sort_unstable_by_key(|tid| {
-            (
-                process.commands.iter().position(|(owner, _)| owner == tid),
-                *tid,
-            )
-        });
+        threads.sort_unstable_by_key(|tid| (process.commands.iter().position(|(owner, _)| owner == tid), *tid));
         for tid in threads {
             self.core.close_above(&mut process, tid, 0, time, ending);
         }
@@ -434,12 +350,7 @@ impl Core {
     }
 
     fn enter(&mut self, process: &mut Process, stamp: &Stamp, limits: Limits, enter: Enter) {
-        let Enter {
-            probe: id,
-            depth,
-            recursion,
-            fields,
-        } = enter;
+        let Enter { probe: id, depth, recursion, fields } = enter;
         let catalogue = Arc::clone(&self.catalogue);
         let Some(probe) = catalogue.probe(id) else {
             self.stats.unknown_probes += 1;
@@ -447,24 +358,10 @@ impl Core {
         };
         // Calls that were at this depth or deeper have returned without being seen.
         let gone = |frame: &Frame| {
-            if frame.pair {
-                frame.depth > depth
-            } else {
-                frame.depth >= depth
-            }
+            if frame.pair { frame.depth > depth } else { frame.depth >= depth }
         };
-        let keep = process
-            .frames(stamp.tid)
-            .iter()
-            .rposition(|frame| !gone(frame))
-            .map_or(0, |last| last + 1);
-        self.close_above(
-            process,
-            stamp.tid,
-            keep,
-            stamp.time,
-            &Ending::incomplete(RETURN_NOT_SEEN),
-        );
+        let keep = process.frames(stamp.tid).iter().rposition(|frame| !gone(frame)).map_or(0, |last| last + 1);
+        self.close_above(process, stamp.tid, keep, stamp.time, &Ending::incomplete(RETURN_NOT_SEEN));
 
         let full = process.open >= limits.open_calls
             || (process.threads.len() >= limits.threads && process.frames(stamp.tid).is_empty());
@@ -473,13 +370,7 @@ impl Core {
             return;
         }
         let names = catalogue.fields(id, Moment::Enter);
-        let frame = |span, pair| Frame {
-            call: stamp.time,
-            depth,
-            probe: id,
-            span,
-            pair,
-        };
+        let frame = |span, pair| Frame { call: stamp.time, depth, probe: id, span, pair };
         match probe.kind {
             Kind::Event => {
                 self.give_command(process, stamp.tid, names, fields);
@@ -487,52 +378,26 @@ impl Core {
             }
             Kind::PairEnd { begin } => {
                 let open = pair(process, stamp.tid, begin);
-                let span = open.and_then(|at| {
-                    process
-                        .threads
-                        .get_mut(&stamp.tid)?
-                        .get_mut(at)?
-                        .span
-                        .as_mut()
-                });
+                let span = open.and_then(|at| process.threads.get_mut(&stamp.tid)?.get_mut(at)?.span.as_mut());
                 finish::apply(span, names, fields);
                 process.push(stamp.tid, frame(None, false));
             }
             Kind::PairBegin => {
-                let earlier = pair(process, stamp.tid, id)
-                    .filter(|at| process.frames(stamp.tid)[*at].depth == depth);
+                let earlier = pair(process, stamp.tid, id).filter(|at| process.frames(stamp.tid)[*at].depth == depth);
                 if let Some(at) = earlier {
-                    self.close(
-                        process,
-                        stamp.tid,
-                        at,
-                        stamp.time,
-                        &Ending::incomplete(END_NOT_SEEN),
-                    );
+                    self.close(process, stamp.tid, at, stamp.time, &Ending::incomplete(END_NOT_SEEN));
                 }
-                let span = self.open(
-                    process,
-                    stamp,
-                    probe.span.as_ref().map_or(Role::None, |span| span.role),
-                    recursion,
-                );
+                let span =
+                    self.open(process, stamp, probe.span.as_ref().map_or(Role::None, |span| span.role), recursion);
                 process.push(stamp.tid, frame(Some(span), true));
-                if let Some(frame) = process
-                    .threads
-                    .get_mut(&stamp.tid)
-                    .and_then(|frames| frames.last_mut())
-                {
+                if let Some(frame) = process.threads.get_mut(&stamp.tid).and_then(|frames| frames.last_mut()) {
                     finish::apply(frame.span.as_mut(), names, fields);
                 }
                 process.push(stamp.tid, frame(None, false));
             }
             Kind::Call => {
-                let mut span = self.open(
-                    process,
-                    stamp,
-                    probe.span.as_ref().map_or(Role::None, |span| span.role),
-                    recursion,
-                );
+                let mut span =
+                    self.open(process, stamp, probe.span.as_ref().map_or(Role::None, |span| span.role), recursion);
                 finish::apply(Some(&mut span), names, fields);
                 let span = (!finish::is_left_out(probe, &span.attributes)).then_some(span);
                 process.push(stamp.tid, frame(span, false));
@@ -541,13 +406,8 @@ impl Core {
     }
 
     fn open(&self, process: &Process, stamp: &Stamp, role: Role, recursion: bool) -> OpenSpan {
-        let (parent, remote) = process
-            .context(stamp.tid)
-            .map_or((None, false), |(span, remote)| (Some(span), remote));
-        let spans = process
-            .frames(stamp.tid)
-            .iter()
-            .filter_map(|frame| frame.span.as_ref());
+        let (parent, remote) = process.context(stamp.tid).map_or((None, false), |(span, remote)| (Some(span), remote));
+        let spans = process.frames(stamp.tid).iter().filter_map(|frame| frame.span.as_ref());
         OpenSpan {
             id: self.ids.new_span_id(),
             parent,
@@ -564,12 +424,7 @@ impl Core {
     }
 
     fn leave(&mut self, process: &mut Process, stamp: &Stamp, leave: Leave) {
-        let Leave {
-            call,
-            probe: id,
-            outcome,
-            fields,
-        } = leave;
+        let Leave { call, probe: id, outcome, fields } = leave;
         let open = |process: &Process| {
             let mut frames = process.frames(stamp.tid).iter();
             frames.rposition(|frame| frame.call == call && frame.probe == id && !frame.pair)
@@ -593,18 +448,9 @@ impl Core {
                 // What the span's end is called in, and what it calls, are both possible places of its beginning.
                 if let Some(at) = pair(process, stamp.tid, begin) {
                     self.close_above(process, stamp.tid, at.max(index) + 1, stamp.time, &unseen);
-                    let span = process
-                        .threads
-                        .get_mut(&stamp.tid)
-                        .and_then(|frames| frames[at].span.as_mut());
+                    let span = process.threads.get_mut(&stamp.tid).and_then(|frames| frames[at].span.as_mut());
                     let raised = finish::apply(span, names, fields);
-                    self.close(
-                        process,
-                        stamp.tid,
-                        at,
-                        stamp.time,
-                        &Ending::of(outcome, raised),
-                    );
+                    self.close(process, stamp.tid, at, stamp.time, &Ending::of(outcome, raised));
                     index -= usize::from(at < index);
                 }
                 self.close_above(process, stamp.tid, index + 1, stamp.time, &unseen);
@@ -612,9 +458,7 @@ impl Core {
             Kind::PairBegin => {
                 self.close_above(process, stamp.tid, index + 1, stamp.time, &unseen);
                 // The span is just below its call.
-                let at = index
-                    .checked_sub(1)
-                    .filter(|at| process.frames(stamp.tid)[*at].pair);
+                let at = index.checked_sub(1).filter(|at| process.frames(stamp.tid)[*at].pair);
                 let frames = process.threads.get_mut(&stamp.tid);
                 let span = at.and_then(|at| frames?[at].span.as_mut());
                 let raised = finish::apply(span, names, fields);
@@ -625,18 +469,9 @@ impl Core {
             }
             Kind::Call => {
                 self.close_above(process, stamp.tid, index + 1, stamp.time, &unseen);
-                let span = process
-                    .threads
-                    .get_mut(&stamp.tid)
-                    .and_then(|frames| frames[index].span.as_mut());
+                let span = process.threads.get_mut(&stamp.tid).and_then(|frames| frames[index].span.as_mut());
                 let raised = finish::apply(span, names, fields);
-                self.close(
-                    process,
-                    stamp.tid,
-                    index,
-                    stamp.time,
-                    &Ending::of(outcome, raised),
-                );
+                self.close(process, stamp.tid, index, stamp.time, &Ending::of(outcome, raised));
                 return;
             }
         }
@@ -644,13 +479,7 @@ impl Core {
     }
 
     /// Gives captured values to the command that the thread works for.
-    fn give_command(
-        &mut self,
-        process: &mut Process,
-        tid: Tid,
-        names: &[opentelemetry::Key],
-        fields: Vec<FieldValue>,
-    ) {
+    fn give_command(&mut self, process: &mut Process, tid: Tid, names: &[opentelemetry::Key], fields: Vec<FieldValue>) {
         let command = process.command(tid);
         if command.is_none() && !fields.is_empty() {
             self.stats.orphan_events += 1;
@@ -659,34 +488,15 @@ impl Core {
     }
 
     /// Ends the frames of a thread from `keep` on, innermost first.
-    fn close_above(
-        &mut self,
-        process: &mut Process,
-        tid: Tid,
-        keep: usize,
-        time: BootNanos,
-        ending: &Ending,
-    ) {
+    fn close_above(&mut self, process: &mut Process, tid: Tid, keep: usize, time: BootNanos, ending: &Ending) {
         for index in (keep..process.frames(tid).len()).rev() {
             self.close(process, tid, index, time, ending);
         }
     }
 
     /// Ends one frame, and its span if it has one.
-    fn close(
-        &mut self,
-        process: &mut Process,
-        tid: Tid,
-        index: usize,
-        time: BootNanos,
-        ending: &Ending,
-    ) {
-        let Some(Frame {
-            probe,
-            span: Some(span),
-            ..
-        }) = process.remove(tid, index)
-        else {
+    fn close(&mut self, process: &mut Process, tid: Tid, index: usize, time: BootNanos, ending: &Ending) {
+        let Some(Frame { probe, span: Some(span), .. }) = process.remove(tid, index) else {
             return;
         };
         let Some(rule) = self.catalogue.probe(probe) else {
@@ -703,26 +513,17 @@ impl Core {
         let span = finish.span(span, time, ending);
         if counted && let Some(command) = process.command(tid) {
             command.nodes[0] += 1;
-            command.nodes[1] += u32::from(matches!(
-                span.status,
-                opentelemetry::trace::Status::Error { .. }
-            ));
+            command.nodes[1] += u32::from(matches!(span.status, opentelemetry::trace::Status::Error { .. }));
         }
         self.stats.spans += 1;
         self.stats.incomplete += u64::from(matches!(ending, Ending::Incomplete { .. }));
-        self.finished.push(FinishedSpan {
-            resource: Arc::clone(&process.resource),
-            span,
-        });
+        self.finished.push(FinishedSpan { resource: Arc::clone(&process.resource), span });
     }
 }
 
 /// The innermost open span of a thread that this probe began and another function ends.
 fn pair(process: &Process, tid: Tid, begin: ProbeId) -> Option<usize> {
-    process
-        .frames(tid)
-        .iter()
-        .rposition(|frame| frame.pair && frame.probe == begin)
+    process.frames(tid).iter().rposition(|frame| frame.pair && frame.probe == begin)
 }
 
 #[cfg(test)]

@@ -23,9 +23,7 @@ impl Clock {
             self.wall + Duration::from_nanos(time.0 - self.boot.0)
         } else {
             let before = Duration::from_nanos(self.boot.0 - time.0);
-            self.wall
-                .checked_sub(before)
-                .unwrap_or(SystemTime::UNIX_EPOCH)
+            self.wall.checked_sub(before).unwrap_or(SystemTime::UNIX_EPOCH)
         }
     }
 }
@@ -40,9 +38,6 @@ mod tests {
         let clock = Clock::new(BootNanos(5_000), wall);
         assert_eq!(clock.wall(BootNanos(5_000)), wall);
         assert_eq!(clock.wall(BootNanos(5_007)), wall + Duration::from_nanos(7));
-        assert_eq!(
-            clock.wall(BootNanos(4_990)),
-            wall - Duration::from_nanos(10)
-        );
+        assert_eq!(clock.wall(BootNanos(4_990)), wall - Duration::from_nanos(10));
     }
 }

@@ -58,10 +58,7 @@ impl ProcessEnd {
 
 impl Ending {
     pub(super) fn incomplete(reason: &'static str) -> Self {
-        Self::Incomplete {
-            reason,
-            process: None,
-        }
+        Self::Incomplete { reason, process: None }
     }
 
     pub(super) fn of(outcome: Outcome, raised: Raised) -> Self {
@@ -112,11 +109,7 @@ pub(super) fn apply(span: Option<&mut OpenSpan>, names: &[Key], fields: Vec<Fiel
         match name.as_str() {
             EXCEPTION_TYPE => raised.kind = Some(value.as_str().into_owned()),
             EXCEPTION_MESSAGE => {
-                raised.code = if let Value::I64(code) = value {
-                    Some(code)
-                } else {
-                    None
-                };
+                raised.code = if let Value::I64(code) = value { Some(code) } else { None };
                 raised.message = Some(value.as_str().into_owned());
             }
             _ => {
@@ -153,19 +146,8 @@ pub(super) struct Finish<'a> {
 impl Finish<'_> {
     /// Makes the finished span.
     pub(super) fn span(&self, span: OpenSpan, ended: BootNanos, ending: &Ending) -> SpanData {
-        let OpenSpan {
-            id,
-            parent,
-            remote,
-            began,
-            start,
-            mut attributes,
-            cut,
-            role,
-            nested: _,
-            recursion,
-            nodes,
-        } = span;
+        let OpenSpan { id, parent, remote, began, start, mut attributes, cut, role, nested: _, recursion, nodes } =
+            span;
         let end = start + Duration::from_nanos(ended.0.saturating_sub(began.0));
         if role == Role::Command && nodes[0] > 0 {
             attributes.push(KeyValue::new("floe.nodes", i64::from(nodes[0])));
@@ -174,22 +156,13 @@ impl Finish<'_> {
         let mut events = SpanEvents::default();
         let status = match ending {
             Ending::Raised(raised) if !raised.is_control_flow() => {
-                let described = |name, value: &Option<String>| {
-                    value.clone().map(|value| KeyValue::new(name, value))
-                };
+                let described = |name, value: &Option<String>| value.clone().map(|value| KeyValue::new(name, value));
                 let exception = [
                     described(semconv::EXCEPTION_TYPE, &raised.kind),
                     described(semconv::EXCEPTION_MESSAGE, &raised.message),
                 ];
-                events.events.push(Event::new(
-                    "exception",
-                    end,
-                    exception.into_iter().flatten().collect(),
-                    0,
-                ));
-                let description = self
-                    .raised(&attributes)
-                    .unwrap_or_else(|| raised.description());
+                events.events.push(Event::new("exception", end, exception.into_iter().flatten().collect(), 0));
+                let description = self.raised(&attributes).unwrap_or_else(|| raised.description());
                 attributes.extend(described(semconv::ERROR_TYPE, &raised.kind));
                 error(description)
             }
@@ -200,14 +173,8 @@ impl Finish<'_> {
             }
         };
         if !cut.is_empty() {
-            let names = cut
-                .iter()
-                .map(|name| StringValue::from(name.to_string()))
-                .collect();
-            attributes.push(KeyValue::new(
-                "floe.truncated",
-                Value::Array(Array::String(names)),
-            ));
+            let names = cut.iter().map(|name| StringValue::from(name.to_string())).collect();
+            attributes.push(KeyValue::new("floe.truncated", Value::Array(Array::String(names))));
         }
         if recursion {
             attributes.push(KeyValue::new("floe.recursion", true));
@@ -215,25 +182,13 @@ impl Finish<'_> {
         let lost = self.trace.lost();
         if lost > 0 {
             attributes.push(KeyValue::new("floe.trace.incomplete", true));
-            attributes.push(KeyValue::new(
-                "floe.trace.lost_events",
-                i64::try_from(lost).unwrap_or(i64::MAX),
-            ));
+            attributes.push(KeyValue::new("floe.trace.lost_events", i64::try_from(lost).unwrap_or(i64::MAX)));
         }
-        attributes.push(KeyValue::new(
-            semconv::CODE_FUNCTION_NAME,
-            self.function.clone(),
-        ));
+        attributes.push(KeyValue::new(semconv::CODE_FUNCTION_NAME, self.function.clone()));
         attributes.push(KeyValue::new(semconv::THREAD_ID, i64::from(self.tid.0)));
         let instant = self.probe.span.as_ref().is_some_and(|rule| rule.instant);
         SpanData {
-            span_context: SpanContext::new(
-                self.trace.id,
-                id,
-                TraceFlags::SAMPLED,
-                false,
-                TraceState::default(),
-            ),
+            span_context: SpanContext::new(self.trace.id, id, TraceFlags::SAMPLED, false, TraceState::default()),
             parent_span_id: parent.unwrap_or(SpanId::INVALID),
             parent_span_is_remote: remote,
             span_kind: SpanKind::Internal,
@@ -250,22 +205,14 @@ impl Finish<'_> {
     }
 
     fn name(&self, attributes: &[KeyValue]) -> Cow<'static, str> {
-        let name = self
-            .probe
-            .span
-            .as_ref()
-            .map(|span| span.name.render(|name| text(attributes, name)));
-        name.filter(|name| !name.is_empty())
-            .unwrap_or_else(|| self.probe.name.clone())
-            .into()
+        let name = self.probe.span.as_ref().map(|span| span.name.render(|name| text(attributes, name)));
+        name.filter(|name| !name.is_empty()).unwrap_or_else(|| self.probe.name.clone()).into()
     }
 
     /// What the pack says about a call that raised.
     fn raised(&self, attributes: &[KeyValue]) -> Option<String> {
         let rule = self.probe.status.as_ref()?;
-        rule.raised
-            .iter()
-            .find_map(|template| template.render_complete(|name| text(attributes, name)))
+        rule.raised.iter().find_map(|template| template.render_complete(|name| text(attributes, name)))
     }
 
     /// What the pack says about a call that returned.
@@ -277,10 +224,7 @@ impl Finish<'_> {
         let Some(outcome) = outcome.filter(|outcome| rule.error.contains(outcome)) else {
             return Status::Unset;
         };
-        let message = rule
-            .message
-            .as_deref()
-            .and_then(|name| text(attributes, name));
+        let message = rule.message.as_deref().and_then(|name| text(attributes, name));
         error(message.unwrap_or(outcome))
     }
 }
@@ -294,41 +238,28 @@ fn process_end(attributes: &mut Vec<KeyValue>, process: Option<ProcessEnd>) -> S
             if code == 0 {
                 return Status::Unset;
             }
-            error(format!(
-                "the process exited with code {code} during the call"
-            ))
+            error(format!("the process exited with code {code} during the call"))
         }
         Some(ProcessEnd::Signalled(signal)) => {
             attributes.push(KeyValue::new("floe.process.signal", i64::from(signal)));
-            let name = signal_name(signal)
-                .map(|name| format!(" ({name})"))
-                .unwrap_or_default();
+            let name = signal_name(signal).map(|name| format!(" ({name})")).unwrap_or_default();
             error(format!("the process was killed by signal {signal}{name}"))
         }
     }
 }
 
 fn error(description: String) -> Status {
-    Status::Error {
-        description: description.into(),
-    }
+    Status::Error { description: description.into() }
 }
 
 /// Whether the pack makes no span of a call with these attributes.
 pub(super) fn is_left_out(probe: &Probe, attributes: &[KeyValue]) -> bool {
-    let unless = probe
-        .span
-        .as_ref()
-        .map_or(&[][..], |span| span.unless.as_slice());
-    unless
-        .iter()
-        .any(|(name, values)| text(attributes, name).is_some_and(|value| values.contains(&value)))
+    let unless = probe.span.as_ref().map_or(&[][..], |span| span.unless.as_slice());
+    unless.iter().any(|(name, values)| text(attributes, name).is_some_and(|value| values.contains(&value)))
 }
 
 fn text(attributes: &[KeyValue], name: &str) -> Option<String> {
-    let attribute = attributes
-        .iter()
-        .find(|attribute| attribute.key.as_str() == name)?;
+    let attribute = attributes.iter().find(|attribute| attribute.key.as_str() == name)?;
     Some(attribute.value.as_str().into_owned())
 }
 

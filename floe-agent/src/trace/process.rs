@@ -22,10 +22,7 @@ pub(super) struct Trace {
 
 impl Trace {
     pub(super) fn new(id: TraceId) -> Arc<Self> {
-        Arc::new(Self {
-            id,
-            lost: AtomicU64::new(0),
-        })
+        Arc::new(Self { id, lost: AtomicU64::new(0) })
     }
 
     /// Events that were lost in it so far.
@@ -108,10 +105,7 @@ impl Process {
     /// innermost open span of the thread, else the process's innermost open command, else the span that was open in
     /// the thread that forked the process.
     pub(super) fn context(&self, tid: Tid) -> Option<(SpanId, bool)> {
-        let own = self
-            .threads
-            .get(&tid)
-            .and_then(|frames| frames.iter().rev().find_map(|frame| frame.span.as_ref()));
+        let own = self.threads.get(&tid).and_then(|frames| frames.iter().rev().find_map(|frame| frame.span.as_ref()));
         own.map(|span| (span.id, false))
             .or_else(|| self.commands.last().map(|(_, id)| (*id, false)))
             .or_else(|| self.inherited.map(|id| (id, true)))
@@ -120,14 +114,9 @@ impl Process {
     /// The open command span that something in this thread belongs to: the thread's own, else the process's innermost.
     pub(super) fn command(&mut self, tid: Tid) -> Option<&mut OpenSpan> {
         let own = self.commands.iter().rposition(|(owner, _)| *owner == tid);
-        let (owner, id) = *self
-            .commands
-            .get(own.unwrap_or(self.commands.len().checked_sub(1)?))?;
+        let (owner, id) = *self.commands.get(own.unwrap_or(self.commands.len().checked_sub(1)?))?;
         let frames = self.threads.get_mut(&owner)?;
-        frames
-            .iter_mut()
-            .filter_map(|frame| frame.span.as_mut())
-            .find(|span| span.id == id)
+        frames.iter_mut().filter_map(|frame| frame.span.as_mut()).find(|span| span.id == id)
     }
 
     pub(super) fn push(&mut self, tid: Tid, frame: Frame) {

@@ -33,36 +33,19 @@ impl ProcessFacts {
     /// A process of which nothing else is known.
     #[must_use]
     pub fn unknown(pid: Pid, epoch: Epoch) -> Self {
-        Self {
-            pid,
-            epoch,
-            ..Self::default()
-        }
+        Self { pid, epoch, ..Self::default() }
     }
 
     /// What is known of a child after fork: what its parent was, with another pid.
     #[must_use]
     pub fn forked(&self, pid: Pid, epoch: Epoch) -> Self {
-        Self {
-            pid,
-            epoch,
-            parent_pid: Some(self.pid),
-            ..self.clone()
-        }
+        Self { pid, epoch, parent_pid: Some(self.pid), ..self.clone() }
     }
 
     /// The resource of the spans of this process.
     pub fn resource(&self) -> Resource {
-        let Self {
-            pid,
-            epoch: _,
-            parent_pid,
-            command_line,
-            executable,
-            python_version,
-            service_name,
-            attributes,
-        } = self;
+        let Self { pid, epoch: _, parent_pid, command_line, executable, python_version, service_name, attributes } =
+            self;
         let service = service_name
             .clone()
             .or_else(|| script_name(command_line))
@@ -75,43 +58,21 @@ impl ProcessFacts {
             KeyValue::new(semconv::TELEMETRY_SDK_NAME, "floe-agent"),
             KeyValue::new(semconv::TELEMETRY_SDK_VERSION, env!("CARGO_PKG_VERSION")),
         ];
-        let mut add =
-            |name, value: Option<Value>| all.extend(value.map(|value| KeyValue::new(name, value)));
-        add(
-            semconv::PROCESS_PARENT_PID,
-            parent_pid.map(|pid| i64::from(pid.0).into()),
-        );
-        add(
-            semconv::PROCESS_RUNTIME_VERSION,
-            python_version.clone().map(Value::from),
-        );
-        add(
-            semconv::PROCESS_EXECUTABLE_PATH,
-            executable.clone().map(Value::from),
-        );
+        let mut add = |name, value: Option<Value>| all.extend(value.map(|value| KeyValue::new(name, value)));
+        add(semconv::PROCESS_PARENT_PID, parent_pid.map(|pid| i64::from(pid.0).into()));
+        add(semconv::PROCESS_RUNTIME_VERSION, python_version.clone().map(Value::from));
+        add(semconv::PROCESS_EXECUTABLE_PATH, executable.clone().map(Value::from));
         let name = executable.as_deref().and_then(file_name);
-        add(
-            semconv::PROCESS_EXECUTABLE_NAME,
-            name.map(|name| name.to_owned().into()),
-        );
+        add(semconv::PROCESS_EXECUTABLE_NAME, name.map(|name| name.to_owned().into()));
         if !command_line.is_empty() {
-            let args = command_line
-                .iter()
-                .cloned()
-                .map(StringValue::from)
-                .collect();
-            add(
-                semconv::PROCESS_COMMAND_ARGS,
-                Some(Value::Array(Array::String(args))),
-            );
+            let args = command_line.iter().cloned().map(StringValue::from).collect();
+            add(semconv::PROCESS_COMMAND_ARGS, Some(Value::Array(Array::String(args))));
         }
         for attribute in attributes {
             all.retain(|known| known.key != attribute.key);
             all.push(attribute.clone());
         }
-        Resource::builder_empty()
-            .with_schema_url(all, SCHEMA_URL)
-            .build()
+        Resource::builder_empty().with_schema_url(all, SCHEMA_URL).build()
     }
 }
 
@@ -129,8 +90,7 @@ fn script_name(command_line: &[String]) -> Option<String> {
             "-X" | "-W" | "--check-hash-based-pycs" => _ = words.next(),
             option if option.starts_with('-') => {}
             script => {
-                return file_name(script)
-                    .map(|name| name.strip_suffix(".py").unwrap_or(name).to_owned());
+                return file_name(script).map(|name| name.strip_suffix(".py").unwrap_or(name).to_owned());
             }
         }
     }
@@ -148,28 +108,14 @@ mod tests {
     use super::*;
 
     fn service(command_line: &str) -> Option<String> {
-        script_name(
-            &command_line
-                .split(' ')
-                .map(str::to_owned)
-                .collect::<Vec<_>>(),
-        )
+        script_name(&command_line.split(' ').map(str::to_owned).collect::<Vec<_>>())
     }
 
     #[test]
     fn the_service_is_named_after_the_script() {
-        assert_eq!(
-            service("/venv/bin/python3.11 /venv/bin/dbt build").as_deref(),
-            Some("dbt")
-        );
-        assert_eq!(
-            service("python -B -X dev -W ignore jobs/load.py --day 1").as_deref(),
-            Some("load")
-        );
-        assert_eq!(
-            service("python3 -m dagster dev").as_deref(),
-            Some("dagster")
-        );
+        assert_eq!(service("/venv/bin/python3.11 /venv/bin/dbt build").as_deref(), Some("dbt"));
+        assert_eq!(service("python -B -X dev -W ignore jobs/load.py --day 1").as_deref(), Some("load"));
+        assert_eq!(service("python3 -m dagster dev").as_deref(), Some("dagster"));
         assert_eq!(service("/venv/bin/uwsgi --ini x").as_deref(), Some("uwsgi"));
         assert_eq!(service("python3 -c pass"), None);
         assert_eq!(service("python3"), None);
@@ -186,35 +132,19 @@ mod tests {
             ..ProcessFacts::unknown(Pid(7), Epoch(1))
         };
         let resource = facts.resource();
-        let get = |name: &'static str| {
-            resource
-                .get(&Key::from_static_str(name))
-                .map(|value| value.to_string())
-        };
+        let get = |name: &'static str| resource.get(&Key::from_static_str(name)).map(|value| value.to_string());
         assert_eq!(get("service.name").as_deref(), Some("shop"));
         assert_eq!(get("process.pid").as_deref(), Some("7"));
         assert_eq!(get("process.parent_pid").as_deref(), Some("6"));
-        assert_eq!(
-            get("process.executable.name").as_deref(),
-            Some("python3.11")
-        );
+        assert_eq!(get("process.executable.name").as_deref(), Some("python3.11"));
         assert_eq!(get("process.runtime.version").as_deref(), Some("3.11.7"));
-        assert_eq!(
-            get("process.command_args").as_deref(),
-            Some(r#"["/venv/bin/python","/venv/bin/dbt"]"#)
-        );
+        assert_eq!(get("process.command_args").as_deref(), Some(r#"["/venv/bin/python","/venv/bin/dbt"]"#));
     }
 
     #[test]
     fn what_is_not_known_is_absent() {
         let resource = ProcessFacts::unknown(Pid(7), Epoch(1)).resource();
-        assert_eq!(
-            resource.get(&Key::from_static_str("process.command_args")),
-            None
-        );
-        assert_eq!(
-            resource.get(&Key::from_static_str("service.name")),
-            Some("unknown_service:python".into())
-        );
+        assert_eq!(resource.get(&Key::from_static_str("process.command_args")), None);
+        assert_eq!(resource.get(&Key::from_static_str("service.name")), Some("unknown_service:python".into()));
     }
 }

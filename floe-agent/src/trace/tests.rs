@@ -70,72 +70,32 @@ impl World {
     fn new() -> Self {
         let catalogue = Catalogue::from_texts(&[("test.yaml".into(), PACK.into())], &[]).unwrap();
         let clock = Clock::new(BootNanos(0), SystemTime::UNIX_EPOCH);
-        Self {
-            assembler: Assembler::new(Arc::new(catalogue), clock),
-            now: 0,
-            lost: 0,
-        }
+        Self { assembler: Assembler::new(Arc::new(catalogue), clock), now: 0, lost: 0 }
     }
 
     fn stamp(&mut self, At(pid, epoch, tid): At) -> Stamp {
         self.now += 1000;
         let lost = std::mem::take(&mut self.lost);
-        Stamp {
-            pid: Pid(pid),
-            tid: Tid(tid),
-            epoch: Epoch(epoch),
-            time: BootNanos(self.now),
-            lost,
-        }
+        Stamp { pid: Pid(pid), tid: Tid(tid), epoch: Epoch(epoch), time: BootNanos(self.now), lost }
     }
 
     fn fields(&self, probe: u32, moment: Moment, values: &[(&str, Value)]) -> Vec<FieldValue> {
         let names = self.assembler.core.catalogue.fields(ProbeId(probe), moment);
-        let number = |name: &str| {
-            names
-                .iter()
-                .position(|known| known.as_str() == name)
-                .expect(name)
-        };
-        values
-            .iter()
-            .map(|(name, value)| FieldValue {
-                field: number(name) as u8,
-                value: value.clone(),
-            })
-            .collect()
+        let number = |name: &str| names.iter().position(|known| known.as_str() == name).expect(name);
+        values.iter().map(|(name, value)| FieldValue { field: number(name) as u8, value: value.clone() }).collect()
     }
 
     fn enter(&mut self, at: At, probe: u32, depth: u32, values: &[(&str, Value)]) -> u64 {
         let fields = self.fields(probe, Moment::Enter, values);
         let stamp = self.stamp(at);
-        self.assembler.handle(Event::Enter {
-            stamp,
-            probe: ProbeId(probe),
-            depth,
-            recursion: false,
-            fields,
-        });
+        self.assembler.handle(Event::Enter { stamp, probe: ProbeId(probe), depth, recursion: false, fields });
         self.now
     }
 
-    fn leave_with(
-        &mut self,
-        at: At,
-        probe: u32,
-        call: u64,
-        outcome: Outcome,
-        values: &[(&str, Value)],
-    ) {
+    fn leave_with(&mut self, at: At, probe: u32, call: u64, outcome: Outcome, values: &[(&str, Value)]) {
         let fields = self.fields(probe, Moment::Exit, values);
         let stamp = self.stamp(at);
-        self.assembler.handle(Event::Return {
-            stamp,
-            call: BootNanos(call),
-            probe: ProbeId(probe),
-            outcome,
-            fields,
-        });
+        self.assembler.handle(Event::Return { stamp, call: BootNanos(call), probe: ProbeId(probe), outcome, fields });
     }
 
     fn leave(&mut self, at: At, probe: u32, call: u64, values: &[(&str, Value)]) {
@@ -150,11 +110,7 @@ impl World {
 
     fn fork(&mut self, at: At, child: At) {
         let stamp = self.stamp(at);
-        self.assembler.handle(Event::Fork {
-            stamp,
-            child: Pid(child.0),
-            child_epoch: Epoch(child.1),
-        });
+        self.assembler.handle(Event::Fork { stamp, child: Pid(child.0), child_epoch: Epoch(child.1) });
     }
 
     fn exec(&mut self, at: At) {
@@ -164,20 +120,12 @@ impl World {
 
     fn exit(&mut self, at: At, process_ended: bool, code: u32) {
         let stamp = self.stamp(at);
-        self.assembler.handle(Event::Exit {
-            stamp,
-            process_ended,
-            code,
-        });
+        self.assembler.handle(Event::Exit { stamp, process_ended, code });
     }
 
     /// The finished spans, in the order in which they ended.
     fn spans(&mut self) -> Vec<SpanData> {
-        self.assembler
-            .drain()
-            .into_iter()
-            .map(|finished| finished.span)
-            .collect()
+        self.assembler.drain().into_iter().map(|finished| finished.span).collect()
     }
 
     fn span(&mut self) -> SpanData {
@@ -188,18 +136,11 @@ impl World {
 }
 
 fn s(text: &str) -> Value {
-    Value::Str {
-        text: text.into(),
-        cut: false,
-    }
+    Value::Str { text: text.into(), cut: false }
 }
 
 fn get(span: &SpanData, name: &str) -> Option<String> {
-    let found: Vec<_> = span
-        .attributes
-        .iter()
-        .filter(|attribute| attribute.key.as_str() == name)
-        .collect();
+    let found: Vec<_> = span.attributes.iter().filter(|attribute| attribute.key.as_str() == name).collect();
     assert!(found.len() < 2, "{name} twice");
     found.first().map(|attribute| attribute.value.to_string())
 }
@@ -232,25 +173,13 @@ fn nested_calls_are_nested_spans_with_their_times() {
     assert_eq!(inner.parent_span_id, id(&outer));
     assert_eq!(trace(&inner), trace(&outer));
     assert_ne!(trace(&outer), TraceId::INVALID);
-    assert_eq!(
-        outer.start_time,
-        SystemTime::UNIX_EPOCH + Duration::from_micros(1)
-    );
-    assert_eq!(
-        outer.end_time,
-        SystemTime::UNIX_EPOCH + Duration::from_micros(4)
-    );
+    assert_eq!(outer.start_time, SystemTime::UNIX_EPOCH + Duration::from_micros(1));
+    assert_eq!(outer.end_time, SystemTime::UNIX_EPOCH + Duration::from_micros(4));
     assert_eq!(outer.status, Status::Unset);
     assert_eq!(get(&inner, "thread.id").as_deref(), Some("100"));
-    assert_eq!(
-        get(&inner, "code.function.name").as_deref(),
-        Some("m.plain")
-    );
+    assert_eq!(get(&inner, "code.function.name").as_deref(), Some("m.plain"));
     assert_eq!(inner.instrumentation_scope.name(), "floe-agent");
-    assert_eq!(
-        inner.instrumentation_scope.version(),
-        Some(env!("CARGO_PKG_VERSION"))
-    );
+    assert_eq!(inner.instrumentation_scope.version(), Some(env!("CARGO_PKG_VERSION")));
     assert_eq!(w.assembler.stats().spans, 2);
     assert_eq!(w.assembler.open_spans(), 0);
 }
@@ -296,11 +225,7 @@ fn a_forked_child_belongs_to_the_span_that_was_open_in_the_forking_thread() {
     let call = w.enter(child, PLAIN, 0, &[]);
     w.leave(child, PLAIN, call, &[]);
     let [node, _, inside] = w.spans().try_into().unwrap();
-    assert_eq!(
-        inside.parent_span_id,
-        id(&node),
-        "also when that span has ended"
-    );
+    assert_eq!(inside.parent_span_id, id(&node), "also when that span has ended");
     assert!(inside.parent_span_is_remote);
     assert_eq!(trace(&inside), trace(&node));
 }
@@ -357,10 +282,7 @@ fn exec_ends_what_is_open_and_the_new_program_belongs_to_it() {
     let call = w.enter(new, PLAIN, 0, &[]);
     w.leave(new, PLAIN, call, &[]);
     let [before, after] = w.spans().try_into().unwrap();
-    assert_eq!(
-        get(&before, "floe.incomplete").as_deref(),
-        Some("process called exec")
-    );
+    assert_eq!(get(&before, "floe.incomplete").as_deref(), Some("process called exec"));
     assert_eq!(after.parent_span_id, id(&before));
 }
 
@@ -373,15 +295,9 @@ fn a_call_at_a_smaller_depth_ends_calls_whose_return_was_missed() {
     let next = w.enter(MAIN, NODE, 1, &[]);
     let [two, one] = w.spans().try_into().unwrap();
     for span in [&one, &two] {
-        assert_eq!(
-            get(span, "floe.incomplete").as_deref(),
-            Some("return not seen")
-        );
+        assert_eq!(get(span, "floe.incomplete").as_deref(), Some("return not seen"));
         assert_eq!(span.status, Status::Unset);
-        assert_eq!(
-            span.end_time,
-            SystemTime::UNIX_EPOCH + Duration::from_nanos(next)
-        );
+        assert_eq!(span.end_time, SystemTime::UNIX_EPOCH + Duration::from_nanos(next));
     }
     w.leave(MAIN, NODE, next, &[]);
     w.leave(MAIN, COMMAND, outer, &[]);
@@ -398,11 +314,7 @@ fn depth_may_have_gaps_where_calls_are_not_spans() {
     let inner = w.enter(MAIN, PLAIN, 5, &[]);
     w.leave(MAIN, PLAIN, inner, &[]);
     w.leave(MAIN, COMMAND, outer, &[]);
-    assert!(
-        w.spans()
-            .iter()
-            .all(|span| get(span, "floe.incomplete").is_none())
-    );
+    assert!(w.spans().iter().all(|span| get(span, "floe.incomplete").is_none()));
 }
 
 #[test]
@@ -412,10 +324,7 @@ fn a_return_ends_its_call_and_everything_above_it() {
     w.enter(MAIN, PLAIN, 1, &[]);
     w.leave(MAIN, COMMAND, outer, &[]);
     let [inner, outer] = w.spans().try_into().unwrap();
-    assert_eq!(
-        get(&inner, "floe.incomplete").as_deref(),
-        Some("return not seen")
-    );
+    assert_eq!(get(&inner, "floe.incomplete").as_deref(), Some("return not seen"));
     assert_eq!(get(&outer, "floe.incomplete"), None);
 }
 
@@ -438,15 +347,9 @@ fn a_killed_process_ends_its_spans_with_an_error() {
     w.exit(MAIN, true, 9);
     let [node, command] = w.spans().try_into().unwrap();
     for span in [&node, &command] {
-        assert_eq!(
-            get(span, "floe.incomplete").as_deref(),
-            Some("process exited")
-        );
+        assert_eq!(get(span, "floe.incomplete").as_deref(), Some("process exited"));
         assert_eq!(get(span, "floe.process.signal").as_deref(), Some("9"));
-        assert_eq!(
-            error(span).as_deref(),
-            Some("the process was killed by signal 9 (SIGKILL)")
-        );
+        assert_eq!(error(span).as_deref(), Some("the process was killed by signal 9 (SIGKILL)"));
     }
     assert_eq!(node.parent_span_id, id(&command));
     assert_eq!(get(&command, "floe.nodes.failed").as_deref(), Some("1"));
@@ -455,25 +358,13 @@ fn a_killed_process_ends_its_spans_with_an_error() {
 
 #[test]
 fn a_process_that_exits_inside_a_call_ends_its_spans_with_the_exit_code() {
-    for (code, description) in [
-        (0, None),
-        (
-            3 << 8,
-            Some("the process exited with code 3 during the call"),
-        ),
-    ] {
+    for (code, description) in [(0, None), (3 << 8, Some("the process exited with code 3 during the call"))] {
         let mut w = World::new();
         w.enter(MAIN, PLAIN, 0, &[]);
         w.exit(MAIN, true, code);
         let span = w.span();
-        assert_eq!(
-            get(&span, "floe.incomplete").as_deref(),
-            Some("process exited")
-        );
-        assert_eq!(
-            get(&span, "process.exit.code"),
-            Some((code >> 8).to_string())
-        );
+        assert_eq!(get(&span, "floe.incomplete").as_deref(), Some("process exited"));
+        assert_eq!(get(&span, "process.exit.code"), Some((code >> 8).to_string()));
         assert_eq!(error(&span).as_deref(), description);
     }
 }
@@ -486,17 +377,10 @@ fn commands_end_after_the_spans_of_other_threads() {
     w.enter(At(100, 1, 99), NODE, 0, &[]);
     w.exit(MAIN, false, 0);
     let command = w.span();
-    assert_eq!(
-        get(&command, "floe.incomplete").as_deref(),
-        Some("thread ended")
-    );
+    assert_eq!(get(&command, "floe.incomplete").as_deref(), Some("thread ended"));
     w.enter(MAIN, COMMAND, 0, &[]);
     w.exit(POOL, true, 0);
-    let names: Vec<_> = w
-        .spans()
-        .iter()
-        .map(|span| get(span, "code.function.name").unwrap())
-        .collect();
+    let names: Vec<_> = w.spans().iter().map(|span| get(span, "code.function.name").unwrap()).collect();
     assert_eq!(names, ["m.node", "m.node", "m.command"]);
 }
 
@@ -506,10 +390,7 @@ fn a_thread_that_ends_takes_only_its_own_spans_along() {
     let main = w.enter(MAIN, PLAIN, 0, &[]);
     w.enter(POOL, PLAIN, 0, &[]);
     w.exit(POOL, false, 0);
-    assert_eq!(
-        get(&w.span(), "floe.incomplete").as_deref(),
-        Some("thread ended")
-    );
+    assert_eq!(get(&w.span(), "floe.incomplete").as_deref(), Some("thread ended"));
     w.leave(MAIN, PLAIN, main, &[]);
     assert_eq!(get(&w.span(), "floe.incomplete"), None);
 }
@@ -533,18 +414,10 @@ fn lost_events_mark_the_open_and_later_spans_of_their_trace_and_no_others() {
     let marks: Vec<_> = w
         .spans()
         .iter()
-        .map(|span| {
-            (
-                get(span, "floe.trace.incomplete").is_some(),
-                get(span, "floe.trace.lost_events"),
-            )
-        })
+        .map(|span| (get(span, "floe.trace.incomplete").is_some(), get(span, "floe.trace.lost_events")))
         .collect();
     let three = || (true, Some("3".to_owned()));
-    assert_eq!(
-        marks,
-        [(false, None), three(), three(), three(), (false, None)]
-    );
+    assert_eq!(marks, [(false, None), three(), three(), three(), (false, None)]);
     assert_eq!(w.assembler.stats().lost_events, 3);
 }
 
@@ -553,13 +426,7 @@ fn a_call_that_was_nested_too_deep_is_marked() {
     let mut w = World::new();
     let stamp = w.stamp(MAIN);
     let (probe, fields) = (ProbeId(PLAIN), Vec::new());
-    w.assembler.handle(Event::Enter {
-        stamp,
-        probe,
-        depth: 0,
-        recursion: true,
-        fields,
-    });
+    w.assembler.handle(Event::Enter { stamp, probe, depth: 0, recursion: true, fields });
     let call = w.now;
     w.leave(MAIN, PLAIN, call, &[]);
     assert_eq!(get(&w.span(), "floe.recursion").as_deref(), Some("true"));
@@ -592,20 +459,11 @@ fn an_exception_is_an_event_and_an_error() {
     assert_eq!(error(&span).as_deref(), Some("ValueError: no such day"));
     assert_eq!(get(&span, "error.type").as_deref(), Some("ValueError"));
     assert_eq!(get(&span, "exception.type"), None, "only on the event");
-    let [event] = &span.events.events[..] else {
-        panic!("{:?}", span.events)
-    };
+    let [event] = &span.events.events[..] else { panic!("{:?}", span.events) };
     assert_eq!(event.name, "exception");
     assert_eq!(event.timestamp, span.end_time);
-    let attributes: Vec<_> = event
-        .attributes
-        .iter()
-        .map(|kv| format!("{}={}", kv.key, kv.value))
-        .collect();
-    assert_eq!(
-        attributes,
-        ["exception.type=ValueError", "exception.message=no such day"]
-    );
+    let attributes: Vec<_> = event.attributes.iter().map(|kv| format!("{}={}", kv.key, kv.value)).collect();
+    assert_eq!(attributes, ["exception.type=ValueError", "exception.message=no such day"]);
 }
 
 #[test]
@@ -644,10 +502,7 @@ fn exceptions_that_end_a_program_or_an_iteration_normally_are_no_errors() {
 fn a_pack_says_better_why_a_command_raised() {
     let mut w = World::new();
     let call = w.enter(MAIN, COMMAND, 0, &[]);
-    let values = [
-        ("exception.type", s("Exit")),
-        ("cmd.error", s("the disk is full")),
-    ];
+    let values = [("exception.type", s("Exit")), ("cmd.error", s("the disk is full"))];
     w.leave_with(MAIN, COMMAND, call, Outcome::Raised, &values);
     let call = w.enter(MAIN, COMMAND, 0, &[]);
     for (at, state) in [(MAIN, "success"), (POOL, "fail"), (POOL, "success")] {
@@ -658,15 +513,9 @@ fn a_pack_says_better_why_a_command_raised() {
     w.raise(MAIN, COMMAND, call, "Exit", None);
     let call = w.enter(MAIN, COMMAND, 0, &[]);
     w.raise(MAIN, COMMAND, call, "Exit", None);
-    let commands = w
-        .spans()
-        .into_iter()
-        .filter(|span| span.name.starts_with("cmd"));
+    let commands = w.spans().into_iter().filter(|span| span.name.starts_with("cmd"));
     let errors: Vec<_> = commands.map(|span| error(&span).unwrap()).collect();
-    assert_eq!(
-        errors,
-        ["because the disk is full", "1 of 3 failed", "Exit"]
-    );
+    assert_eq!(errors, ["because the disk is full", "1 of 3 failed", "Exit"]);
 }
 
 #[test]
@@ -712,34 +561,17 @@ fn none_is_absent_and_the_last_source_wins_and_cut_texts_are_named() {
         0,
         &[
             ("node.kind", Value::None),
-            (
-                "node.name",
-                Value::Str {
-                    text: "long".into(),
-                    cut: true,
-                },
-            ),
+            ("node.name", Value::Str { text: "long".into(), cut: true }),
             ("node.state", s("running")),
         ],
     );
-    w.leave(
-        MAIN,
-        NODE,
-        call,
-        &[
-            ("node.state", s("done")),
-            ("node.why", Value::Float(f64::NAN)),
-        ],
-    );
+    w.leave(MAIN, NODE, call, &[("node.state", s("done")), ("node.why", Value::Float(f64::NAN))]);
     let span = w.span();
     assert_eq!(get(&span, "node.kind"), None);
     assert_eq!(get(&span, "node.name").as_deref(), Some("long"));
     assert_eq!(get(&span, "node.state").as_deref(), Some("done"));
     assert_eq!(get(&span, "node.why").as_deref(), Some("NaN"));
-    assert_eq!(
-        get(&span, "floe.truncated").as_deref(),
-        Some(r#"["node.name"]"#)
-    );
+    assert_eq!(get(&span, "floe.truncated").as_deref(), Some(r#"["node.name"]"#));
     assert_eq!(span.name, "long", "a template without what is missing");
 }
 
@@ -765,10 +597,7 @@ fn a_pair_is_one_span_around_both_calls() {
     w.leave(MAIN, COMMAND, command, &[]);
     let [inside, hook, command] = w.spans().try_into().unwrap();
     assert_eq!(hook.name, "hook.a");
-    assert_eq!(
-        hook.start_time,
-        SystemTime::UNIX_EPOCH + Duration::from_nanos(begin)
-    );
+    assert_eq!(hook.start_time, SystemTime::UNIX_EPOCH + Duration::from_nanos(begin));
     assert_eq!(hook.end_time, inside.end_time + Duration::from_micros(1));
     assert_eq!(error(&hook).as_deref(), Some("error"));
     assert_eq!(hook.parent_span_id, id(&command));
@@ -819,26 +648,15 @@ fn a_pair_that_begins_again_has_missed_its_end() {
         let begin = w.enter(MAIN, HOOK, 1, &[]);
         w.leave(MAIN, HOOK, begin, &[]);
     }
-    assert_eq!(
-        get(&w.span(), "floe.incomplete").as_deref(),
-        Some("end not seen")
-    );
+    assert_eq!(get(&w.span(), "floe.incomplete").as_deref(), Some("end not seen"));
     w.enter(MAIN, PLAIN, 0, &[]);
-    assert_eq!(
-        get(&w.span(), "floe.incomplete").as_deref(),
-        Some("return not seen"),
-        "its caller has returned"
-    );
+    assert_eq!(get(&w.span(), "floe.incomplete").as_deref(), Some("return not seen"), "its caller has returned");
 }
 
 #[test]
 fn what_goes_beyond_the_limits_is_dropped_and_counted() {
     let mut w = World::new();
-    w.assembler = w.assembler.with_limits(Limits {
-        open_calls: 2,
-        threads: 1,
-        processes: 1,
-    });
+    w.assembler = w.assembler.with_limits(Limits { open_calls: 2, threads: 1, processes: 1 });
     let first = w.enter(MAIN, PLAIN, 0, &[]);
     w.enter(POOL, PLAIN, 0, &[]);
     w.enter(MAIN, PLAIN, 1, &[]);
@@ -872,10 +690,7 @@ fn a_process_whose_end_was_lost_ends_when_its_pid_is_reused() {
     let call = w.enter(again, PLAIN, 0, &[]);
     w.leave(again, PLAIN, call, &[]);
     let [one, two] = w.spans().try_into().unwrap();
-    assert_eq!(
-        get(&one, "floe.incomplete").as_deref(),
-        Some("process ended unseen")
-    );
+    assert_eq!(get(&one, "floe.incomplete").as_deref(), Some("process ended unseen"));
     assert_eq!(two.parent_span_id, SpanId::INVALID);
     assert_ne!(trace(&one), trace(&two));
 }
@@ -886,8 +701,7 @@ fn late_events_of_an_ended_process_do_not_bring_it_back() {
     w.enter(MAIN, PLAIN, 0, &[]);
     w.exit(MAIN, true, 0);
     w.enter(POOL, PLAIN, 0, &[]);
-    w.assembler
-        .process_seen(ProcessFacts::unknown(Pid(100), Epoch(1)));
+    w.assembler.process_seen(ProcessFacts::unknown(Pid(100), Epoch(1)));
     assert_eq!(w.assembler.open_spans(), 0);
     assert_eq!(w.assembler.stats().stale_events, 1);
 }
@@ -901,14 +715,8 @@ fn the_end_of_tracing_ends_open_spans() {
     let spans = w.spans();
     assert_eq!(spans.len(), 2);
     for span in spans {
-        assert_eq!(
-            get(&span, "floe.incomplete").as_deref(),
-            Some("tracing ended")
-        );
-        assert_eq!(
-            span.end_time,
-            SystemTime::UNIX_EPOCH + Duration::from_micros(10)
-        );
+        assert_eq!(get(&span, "floe.incomplete").as_deref(), Some("tracing ended"));
+        assert_eq!(span.end_time, SystemTime::UNIX_EPOCH + Duration::from_micros(10));
     }
 }
 
@@ -920,11 +728,7 @@ fn what_is_known_of_a_process_may_come_before_or_after_its_events() {
         ..ProcessFacts::unknown(Pid(pid), Epoch(epoch))
     };
     let service = |finished: &FinishedSpan| {
-        finished
-            .resource
-            .get(&opentelemetry::Key::from_static_str("service.name"))
-            .unwrap()
-            .to_string()
+        finished.resource.get(&opentelemetry::Key::from_static_str("service.name")).unwrap().to_string()
     };
     let mut w = World::new();
     w.assembler.process_seen(facts(200, 2, "child"));
@@ -939,66 +743,32 @@ fn what_is_known_of_a_process_may_come_before_or_after_its_events() {
     let call = w.enter(grandchild, PLAIN, 0, &[]);
     w.leave(grandchild, PLAIN, call, &[]);
     let finished = w.assembler.drain();
-    assert_eq!(
-        finished.iter().map(service).collect::<Vec<_>>(),
-        ["child", "parent", "parent"]
-    );
-    assert_eq!(
-        finished[0].span.parent_span_id,
-        id(&finished[1].span),
-        "facts that came first do not hide the fork"
-    );
-    let pid = finished[2]
-        .resource
-        .get(&opentelemetry::Key::from_static_str("process.pid"));
-    assert_eq!(
-        pid,
-        Some(300.into()),
-        "a forked child is described as its parent, with its own pid"
-    );
+    assert_eq!(finished.iter().map(service).collect::<Vec<_>>(), ["child", "parent", "parent"]);
+    assert_eq!(finished[0].span.parent_span_id, id(&finished[1].span), "facts that came first do not hide the fork");
+    let pid = finished[2].resource.get(&opentelemetry::Key::from_static_str("process.pid"));
+    assert_eq!(pid, Some(300.into()), "a forked child is described as its parent, with its own pid");
 }
 
 #[test]
 fn a_new_reading_of_the_clock_does_not_change_durations() {
     let mut w = World::new();
     let call = w.enter(MAIN, PLAIN, 0, &[]);
-    let clock = Clock::new(
-        BootNanos(0),
-        SystemTime::UNIX_EPOCH + Duration::from_hours(1),
-    );
+    let clock = Clock::new(BootNanos(0), SystemTime::UNIX_EPOCH + Duration::from_hours(1));
     w.assembler.set_clock(clock);
     w.leave(MAIN, PLAIN, call, &[]);
     let span = w.span();
-    assert_eq!(
-        span.end_time.duration_since(span.start_time).unwrap(),
-        Duration::from_micros(1)
-    );
+    assert_eq!(span.end_time.duration_since(span.start_time).unwrap(), Duration::from_micros(1));
 }
 
 #[test]
 fn unknown_probes_and_fields_are_ignored() {
     let mut w = World::new();
     let stamp = w.stamp(MAIN);
-    let fields = vec![FieldValue {
-        field: 99,
-        value: Value::Int(1),
-    }];
-    w.assembler.handle(Event::Enter {
-        stamp,
-        probe: ProbeId(99),
-        depth: 0,
-        recursion: false,
-        fields: fields.clone(),
-    });
+    let fields = vec![FieldValue { field: 99, value: Value::Int(1) }];
+    w.assembler.handle(Event::Enter { stamp, probe: ProbeId(99), depth: 0, recursion: false, fields: fields.clone() });
     assert_eq!(w.assembler.stats().unknown_probes, 1);
     let stamp = w.stamp(MAIN);
-    w.assembler.handle(Event::Enter {
-        stamp,
-        probe: ProbeId(PLAIN),
-        depth: 0,
-        recursion: false,
-        fields,
-    });
+    w.assembler.handle(Event::Enter { stamp, probe: ProbeId(PLAIN), depth: 0, recursion: false, fields });
     assert_eq!(w.assembler.open_spans(), 1);
 }
 

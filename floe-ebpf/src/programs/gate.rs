@@ -246,8 +246,7 @@ fn enter(ctx: &ProbeContext) -> Option<()> {
     drop_stale(thread, sp);
     // SAFETY: a helper without arguments.
     let time = unsafe { bpf_ktime_get_boot_ns() };
-    let frame =
-        Frame { sp, time, function, args, nargsf, kwnames, probe: info.probe, exit_plan: info.exit_plan };
+    let frame = Frame { sp, time, function, args, nargsf, kwnames, probe: info.probe, exit_plan: info.exit_plan };
     if info.flags & function_flags::LOADER != 0 {
         enter_import(thread, layout, frame);
         return Some(());
@@ -382,8 +381,7 @@ fn leave(ctx: &RetProbeContext) -> Option<()> {
 fn leave_import(thread: *mut Thread, layout: &Layout, frame: &Frame, result: u64, sp: u64) -> Option<()> {
     let bound = settings()?.module_wait;
     // SAFETY: `thread` is a map value.
-    let (epoch, deep, timeouts) =
-        unsafe { ((*thread).process.epoch, (*thread).deep_import, (*thread).timeouts) };
+    let (epoch, deep, timeouts) = unsafe { ((*thread).process.epoch, (*thread).deep_import, (*thread).timeouts) };
     if (frame.probe != WANTED_IMPORT || result == 0) && deep == 0 {
         return None;
     }
