@@ -4,9 +4,9 @@
 //! the interpreter, attach the gate, arm a module's functions, disarm before a stack switch) and lets it go on. Nothing
 //! else happens on this thread, and nothing is written into a process unless one of its threads waits like this.
 //!
-//! * [`files`]: interpreter files, and the probes on them.
-//! * [`traced`]: one traced process: its interpreter and its armed functions.
-//! * [`attacher`]: the thread itself.
+//! * `files`: interpreter files, and the probes on them.
+//! * `traced`: one traced process: its interpreter and its armed functions.
+//! * `attacher`: the thread itself.
 
 mod attacher;
 mod files;

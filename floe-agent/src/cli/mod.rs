@@ -1,6 +1,6 @@
 //! The command line.
 //!
-//! `exec` and `attach` differ only in which processes they select and when they end; both are a [`session::Session`].
+//! `exec` and `attach` differ only in which processes they select and when they end; both are a `session::Session`.
 
 mod attach;
 mod exec;
