@@ -6,6 +6,7 @@ use std::{
     os::fd::AsRawFd as _,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use crate::{
@@ -18,6 +19,9 @@ use crate::{
     },
     units::{FileOffset, Pid},
 };
+
+/// How often the gate is looked at, 100 µs apart, before the probe there counts as not working.
+const READ_TRIES: u32 = 20;
 
 /// A file that is kept open, so that probes can be attached to it by its inode whatever happens to its path.
 pub(super) struct OpenFile(File);
@@ -92,20 +96,23 @@ impl KnownInterpreter {
             };
             self.gate = Some((gate.offset, [enter, leave]));
         }
-        let mut byte = [0];
-        let there = memory.read(gate.gate, &mut byte).is_ok() && matches!(byte[0], 0xcc | 0xe8 | 0xe9);
-        if there {
-            return Ok(());
+        let mut seen = String::new();
+        for _ in 0..READ_TRIES {
+            let mut byte = [0];
+            match memory.read(gate.gate, &mut byte) {
+                // int3; or call or jmp, into which kernels turn a breakpoint that they optimise.
+                Ok(()) if matches!(byte[0], 0xcc | 0xe8 | 0xe9) => return Ok(()),
+                Ok(()) => seen = format!("the process has the byte {:02x} there and no breakpoint", byte[0]),
+                Err(error) => seen = format!("the process's memory cannot be read there: {error}"),
+            }
+            std::thread::sleep(Duration::from_micros(100));
         }
         if let Some((_, links)) = self.gate.take() {
             for link in links {
                 kernel.detach(link);
             }
         }
-        Err(no_gate(format!(
-            "the kernel accepted the probe at {}, but the process has the byte {:02x} there and no breakpoint",
-            gate.gate, byte[0]
-        )))
+        Err(no_gate(format!("the kernel accepted the probe at {}, but {seen}", gate.gate)))
     }
 }
 
