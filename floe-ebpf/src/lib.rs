@@ -467,7 +467,7 @@ pub mod urgent {
     pub const SWITCH: u32 = 3;
     /// A function is nested too deep; `arg0` is its address.
     pub const RECURSION: u32 = 4;
-    /// `sys.setrecursionlimit` (`arg0`: the int) or `_thread.stack_size` (`arg1`: the argument tuple) is called.
+    /// `sys.setrecursionlimit` (`arg0`: the int) or `_thread.stack_size` (`arg0`: the argument tuple) is called.
     pub const STACK_CONFIG: u32 = 5;
     /// The thread holds the GIL, as user space asked for.
     pub const RENDEZVOUS: u32 = 6;

@@ -18,7 +18,7 @@ use super::{
     traced::{AddressSpaces, Traced},
 };
 use crate::{
-    catalogue::{Catalogue, Kind},
+    catalogue::{Catalogue, Kind, Probe},
     kernel::{Kernel, KernelError, LinkId, Site, UrgentReader, trial::Trial},
     process::identity,
     python::{
@@ -179,16 +179,15 @@ impl Attacher {
             }
             urgent::RUN_MAIN => self.adopt(pid, epoch, wait),
             urgent::RENDEZVOUS => {
-                for link in self.meetings.remove(&pid).unwrap_or_default() {
-                    self.kernel.detach(link);
-                }
+                let links = self.meetings.remove(&pid).unwrap_or_default();
+                self.kernel.detach(links);
                 self.adopt(pid, epoch, wait);
             }
             urgent::MODULE => self.imported(pid, epoch, record, wait),
             urgent::SWITCH => {
                 self.switches(pid, epoch, "it switches C stacks (greenlet), which return probes do not survive");
             }
-            urgent::RECURSION => self.recursion(pid, epoch, UserAddr(record.arg0)),
+            urgent::RECURSION => self.recursion(pid, epoch, UserAddr(record.arg0), wait),
             urgent::STACK_CONFIG => self.stack_config(pid, epoch, record),
             other => tracing::error!("an urgent record of unknown kind {other}"),
         }
@@ -239,6 +238,9 @@ impl Attacher {
         let Some(mut info) = self.kernel.process(pid).filter(|info| info.epoch == epoch.0) else {
             return Ok(None); // it has called exec or ended
         };
+        if info.flags & process_flags::SWITCHES_STACKS != 0 {
+            return Ok(None);
+        }
         if let Some(refusal) = self.state_refusal(pid) {
             return Err(refusal);
         }
@@ -282,7 +284,9 @@ impl Attacher {
             .insert(epoch, Traced { pid, memory, interpreter, file, gate, armed: HashMap::new(), eval_frame: false });
         self.arm_loader(pid, epoch)?;
         self.arm_modules(pid, epoch, None, wait);
-        self.set_eval_frame(pid, epoch);
+        if wait.lasts() {
+            self.set_eval_frame(pid, epoch);
+        }
         Ok(Some(version))
     }
 
@@ -318,7 +322,10 @@ impl Attacher {
     /// Arms the probes of one module, or of all that are imported.
     fn arm_modules(&mut self, pid: Pid, epoch: Epoch, module: Option<&str>, wait: Wait) {
         let catalogue = self.catalogue.clone();
-        let Some(info) = self.kernel.process(pid) else { return };
+        let Some(info) = self.kernel.process(pid).filter(|info| info.epoch == epoch.0) else { return };
+        if info.flags & process_flags::SWITCHES_STACKS != 0 {
+            return;
+        }
         let memory = ProcessMemory::new(pid);
         let cached = CachedMemory::new(&memory);
         let Some(traced) = self.spaces.of(pid, epoch, &info.ancestors) else { return };
@@ -342,11 +349,16 @@ impl Attacher {
             };
             self.check_versions(pid, &modules, module);
             if module.is_none_or(|name| name == GREENLET) && imported(&modules, GREENLET) {
-                self.guard_greenlet(pid, epoch, &modules);
+                if !self.guard_greenlet(pid, epoch, &modules) {
+                    return;
+                }
             }
             for (id, probe) in (0..).map(ProbeId).zip(catalogue.probes()) {
                 let concerned = module.is_none_or(|name| probe.modules().any(|m| m == name));
-                if !concerned || !probe.modules().all(|name| imported(&modules, name)) {
+                if !concerned
+                    || self.is_for_another_version(probe, &modules)
+                    || !probe.modules().all(|name| imported(&modules, name))
+                {
                     continue;
                 }
                 let found_in: Vec<_> = probe.found_in.iter().map(String::as_str).collect();
@@ -368,7 +380,7 @@ impl Attacher {
                             self.arm(pid, epoch, id, &function);
                         }
                     }
-                    Err(error) => self.unresolved(pid, probe, &error, &modules),
+                    Err(error) => self.unresolved(pid, probe, &error),
                 }
             }
         }
@@ -413,17 +425,18 @@ impl Attacher {
         }
     }
 
-    /// Says that a probe did not resolve, unless the version of its pack explains it.
-    fn unresolved(&mut self, pid: Pid, probe: &crate::catalogue::Probe, error: &ResolveError, modules: &Resolver<'_>) {
-        let pack = self.catalogue.packs().iter().find(|pack| pack.name == probe.pack);
-        let version = pack
-            .and_then(|pack| pack.versions.as_ref())
-            .and_then(|v| modules.module_attribute_str(&v.module, &v.attribute).ok());
-        if let (Some(range), Some(version)) = (&probe.versions, &version)
-            && range.contains(version) == Some(false)
-        {
-            return;
-        }
+    /// Whether a probe is not for the version that its pack's distribution has here.
+    fn is_for_another_version(&self, probe: &Probe, modules: &Resolver<'_>) -> bool {
+        let Some(range) = &probe.versions else { return false };
+        let versions =
+            self.catalogue.packs().iter().find(|pack| pack.name == probe.pack).and_then(|p| p.versions.as_ref());
+        versions
+            .and_then(|v| modules.module_attribute_str(&v.module, &v.attribute).ok())
+            .is_some_and(|version| range.contains(&version) == Some(false))
+    }
+
+    /// Says that a probe did not resolve.
+    fn unresolved(&mut self, pid: Pid, probe: &Probe, error: &ResolveError) {
         if self.reported.insert((pid, format!("{}:{}", probe.pack, probe.name))) {
             eprintln!("floe-agent: process {pid}: {} is not watched: {error}", probe.target);
         }
@@ -461,8 +474,9 @@ impl Attacher {
         }
     }
 
-    /// Watches the functions by which greenlet switches stacks. Where that fails, the process is left alone.
-    fn guard_greenlet(&mut self, pid: Pid, epoch: Epoch, modules: &Resolver<'_>) {
+    /// Watches the functions by which greenlet switches stacks. Where that fails, the process is left alone; whether it
+    /// is not.
+    fn guard_greenlet(&mut self, pid: Pid, epoch: Epoch, modules: &Resolver<'_>) -> bool {
         let mut functions = Vec::new();
         for method in ["switch", "throw"] {
             match modules.find_method_def(GREENLET_EXTENSION, &format!("greenlet.{method}")) {
@@ -483,7 +497,9 @@ impl Attacher {
         if !complete || attached.is_err() {
             let why = attached.err().map_or_else(|| "its functions were not found".into(), |e| e.to_string());
             self.switches(pid, epoch, &format!("it has greenlet, whose stack switches cannot be watched: {why}"));
+            return false;
         }
+        true
     }
 
     /// The process is about to switch C stacks: nothing may be armed then.
@@ -522,11 +538,13 @@ impl Attacher {
     }
 
     /// A function is nested too deep.
-    fn recursion(&mut self, pid: Pid, epoch: Epoch, function: UserAddr) {
+    fn recursion(&mut self, pid: Pid, epoch: Epoch, function: UserAddr, wait: Wait) {
         let Some(info) = self.kernel.process(pid) else { return };
         let Some(traced) = self.spaces.of(pid, epoch, &info.ancestors) else { return };
-        if traced.disarm(function) {
-            self.forget(epoch, function);
+        // The programs ignore it from now on in any case.
+        let disarmed = wait.lasts() && traced.disarm(function);
+        self.forget(epoch, function);
+        if disarmed {
             self.report.functions_disarmed += 1;
             eprintln!(
                 "floe-agent: process {pid}: a watched function calls itself more than {} deep: it is no longer watched there",
@@ -760,9 +778,8 @@ impl Attacher {
 
     /// A process has ended: forgets its functions, unless a child that was forked from it lives.
     fn ended(&mut self, pid: Pid, epoch: Epoch) {
-        for link in self.meetings.remove(&pid).unwrap_or_default() {
-            self.kernel.detach(link);
-        }
+        let links = self.meetings.remove(&pid).unwrap_or_default();
+        self.kernel.detach(links);
         self.kernel.cancel_rendezvous(pid);
         let inherited = self
             .kernel
@@ -808,9 +825,9 @@ impl Attacher {
                     traced.disarm_all();
                     traced.clear_eval_frame();
                     left.remove(&pid);
-                }
-                if record.kind != urgent::EXEC {
                     self.kernel.acknowledge(Tid(record.tid), record.token);
+                } else {
+                    self.answer(&record);
                 }
             }
         }

@@ -90,7 +90,7 @@ impl KnownInterpreter {
             let leave = match attach(kernel, Site::GateReturn) {
                 Ok(link) => link,
                 Err(error) => {
-                    kernel.detach(enter);
+                    kernel.detach([enter]);
                     return Err(error);
                 }
             };
@@ -100,17 +100,15 @@ impl KnownInterpreter {
         for _ in 0..READ_TRIES {
             let mut byte = [0];
             match memory.read(gate.gate, &mut byte) {
-                // int3; or call or jmp, into which kernels turn a breakpoint that they optimise.
-                Ok(()) if matches!(byte[0], 0xcc | 0xe8 | 0xe9) => return Ok(()),
+                // int3; or the call by which newer kernels replace a five-byte NOP under a uprobe.
+                Ok(()) if matches!(byte[0], 0xcc | 0xe8) => return Ok(()),
                 Ok(()) => seen = format!("the process has the byte {:02x} there and no breakpoint", byte[0]),
                 Err(error) => seen = format!("the process's memory cannot be read there: {error}"),
             }
             std::thread::sleep(Duration::from_micros(100));
         }
         if let Some((_, links)) = self.gate.take() {
-            for link in links {
-                kernel.detach(link);
-            }
+            kernel.detach(links);
         }
         Err(no_gate(format!("the kernel accepted the probe at {}, but {seen}", gate.gate)))
     }
@@ -202,7 +200,19 @@ impl Files {
             open.path().read_link().unwrap_or_default().display(),
             if file.run_main().is_some() { "probed" } else { "is missing" }
         );
-        self.0.insert(file.identity(), Known::Interpreter(Box::new(KnownInterpreter { file, open, gate: None })));
+        // The gate too, where the symbol table tells its place: a probe that is attached while a process waits can make it
+        // wait long, for instance while somebody else on the machine detaches one.
+        let gate = match file.gate_offset() {
+            Some(offset) => Some((
+                offset,
+                [
+                    kernel.attach(Site::GateEnter, &open.path(), offset, None)?,
+                    kernel.attach(Site::GateReturn, &open.path(), offset, None)?,
+                ],
+            )),
+            None => None,
+        };
+        self.0.insert(file.identity(), Known::Interpreter(Box::new(KnownInterpreter { file, open, gate })));
         Ok(())
     }
 

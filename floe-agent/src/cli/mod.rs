@@ -55,8 +55,9 @@ struct TraceOptions {
     /// request a line). May be given several times. Default: `console`, if no `--otlp` is given.
     #[arg(short, long, value_name = "console|FILE.jsonl")]
     output: Vec<String>,
-    /// Send spans to this OTLP/gRPC endpoint, for example `http://localhost:4317`.
-    #[arg(long, value_name = "ENDPOINT", env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
+    /// Send spans to this OTLP/gRPC endpoint, for example `http://localhost:4317`. Without it,
+    /// `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` and `OTEL_EXPORTER_OTLP_ENDPOINT` count.
+    #[arg(long, value_name = "ENDPOINT")]
     otlp: Option<String>,
     /// Watch this function as well: `package.module:Class.method`, or with attributes
     /// `package.module:function(user=arg0.name, rows=len(return))`. May be given several times.

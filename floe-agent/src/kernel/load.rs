@@ -290,10 +290,21 @@ impl Kernel {
         Ok(LinkId(site, link))
     }
 
-    /// Detaches a probe.
-    pub fn detach(&mut self, LinkId(site, link): LinkId) {
-        if let Err(error) = self.uprobe(site.program()).detach(link) {
-            tracing::warn!("cannot detach {}: {error}", site.program());
+    /// Detaches probes, in the background.
+    ///
+    /// The kernel waits for all running probe programs before it lets a detach return (`synchronize_rcu_tasks_trace`), and
+    /// among those are the ones in which a traced thread waits for us. So nobody who answers them may wait for a detach.
+    pub fn detach(&mut self, links: impl IntoIterator<Item = LinkId>) {
+        let mut taken = Vec::new();
+        for LinkId(site, link) in links {
+            match self.uprobe(site.program()).take_link(link) {
+                Ok(link) => taken.push(link),
+                Err(error) => tracing::warn!("cannot detach {}: {error}", site.program()),
+            }
+        }
+        if !taken.is_empty() {
+            // If the thread cannot be started the links are dropped here.
+            let _ = std::thread::Builder::new().name("floe-detach".into()).spawn(move || drop(taken));
         }
     }
 

@@ -192,6 +192,16 @@ pub fn find_gate(mem: &dyn Memory, elf: &ElfFile, bias: u64, entry: UserAddr) ->
     Ok(Gate { entry, gate, offset })
 }
 
+/// The gate's place in a file whose symbol table says where `_PyFunction_Vectorcall` is: to attach before any process
+/// runs. What counts is [`find_gate`], in the process.
+pub fn offset_in_file(elf: &ElfFile, entry: FileAddr) -> Option<FileOffset> {
+    let start = FileAddr(entry.0.checked_sub(WINDOW as u64)?);
+    let mut text = [0; WINDOW];
+    elf.read_at(start, &mut text).ok()?;
+    let distance = choose(&text).ok()?;
+    elf.is_code(entry).then(|| elf.file_offset(FileAddr(entry.0 - distance)))?
+}
+
 /// Whether `live` is `file`, or that with a breakpoint at its first byte: `int3`, or the call by which newer kernels
 /// replace a five-byte NOP under a uprobe.
 pub fn is_or_has_breakpoint(file: &[u8], live: &[u8]) -> bool {

@@ -70,7 +70,10 @@ pub enum Refusal {
         pid: Pid,
     },
     /// The agent may not look at it.
-    #[error("no permission to look at process {pid}: run as root, or with CAP_SYS_PTRACE")]
+    #[error(
+        "no permission to look at process {pid}: run as root, or with CAP_SYS_PTRACE; a process that the kernel protects \
+         (prctl, an LSM, another user namespace) cannot be traced"
+    )]
     Denied {
         /// Which.
         pid: Pid,
@@ -121,6 +124,7 @@ impl From<ElfError> for Refusal {
 
 const RUNTIME: &str = "_PyRuntime";
 const RUN_MAIN: &str = "Py_RunMain";
+const VECTORCALL: &str = "_PyFunction_Vectorcall";
 const VERSION: &str = "Py_Version";
 const EVAL_FRAME_DEFAULT: &str = "_PyEval_EvalFrameDefault";
 const MALLOC: &str = "PyObject_Malloc";
@@ -131,7 +135,8 @@ const INITIALIZE: &str = "Py_Initialize";
 const DEBUG_ONLY: &[&str] = &["_Py_RefTotal", "_Py_NegativeRefcount", "_Py_PrintReferences"];
 
 fn wanted() -> Vec<&'static str> {
-    let mut wanted = vec![RUNTIME, RUN_MAIN, VERSION, EVAL_FRAME_DEFAULT, MALLOC, SET_RECURSION_LIMIT, INITIALIZE];
+    let mut wanted =
+        vec![RUNTIME, RUN_MAIN, VERSION, EVAL_FRAME_DEFAULT, MALLOC, SET_RECURSION_LIMIT, INITIALIZE, VECTORCALL];
     wanted.extend(DEBUG_ONLY);
     wanted.extend(CoreTypes::SYMBOLS);
     wanted
@@ -216,6 +221,11 @@ impl InterpreterFile {
     /// `Py_RunMain` in the file, where its uprobe goes.
     pub fn run_main(&self) -> Option<FileOffset> {
         self.elf.file_offset(self.elf.symbol(RUN_MAIN)?)
+    }
+
+    /// Where the gate probably is: for files whose symbol table has `_PyFunction_Vectorcall` (exported until 3.12).
+    pub fn gate_offset(&self) -> Option<FileOffset> {
+        super::gate::offset_in_file(&self.elf, self.elf.symbol(VECTORCALL)?)
     }
 
     /// `PyObject_Malloc` in the file: called by every thread that does anything, with the GIL held.
