@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::env;
 use std::ffi::OsString;
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -194,6 +195,11 @@ impl Outcome {
         self.spans.iter().filter(move |span| span.name == name)
     }
 
+    /// The spans that have this attribute.
+    pub fn with<'a>(&'a self, attribute: &'a str) -> impl Iterator<Item = &'a Span> {
+        self.spans.iter().filter(move |span| span.get(attribute).is_some())
+    }
+
     /// The statistics.
     #[track_caller]
     pub fn stats(&self) -> &Stats {
@@ -211,8 +217,19 @@ impl Outcome {
     #[track_caller]
     pub fn nothing_lost(&self) {
         for name in ["events_lost", "urgent_events_lost", "table_full"] {
-            assert_eq!(self.counter(name), 0, "{name}; {:?}", self.stats().counters);
+            assert_eq!(self.counter(name), 0, "{name}\n{self}");
         }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "  {} spans of {}", self.spans.len(), self.finished)?;
+        if let Some(Stats { counters, processes }) = &self.stats {
+            let counters: BTreeMap<_, _> = counters.iter().filter(|(_, value)| **value > 0).collect();
+            write!(f, "\n  counters: {counters:?}\n  processes: {}", Value::from(processes.clone()))?;
+        }
+        Ok(())
     }
 }
 

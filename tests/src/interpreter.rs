@@ -23,7 +23,7 @@ pub struct Interpreter {
     pub minor: u8,
     /// Version in full.
     pub version: String,
-    /// A debug or a free-threaded build, which the agent refuses.
+    /// Why the agent refuses it, if so: a word that its refusal must contain.
     pub refused: Option<&'static str>,
 }
 
@@ -57,12 +57,14 @@ impl Interpreter {
         let ["cpython", "3", minor, version, refused] = text.split_whitespace().collect::<Vec<_>>()[..] else {
             return None;
         };
+        let minor = minor.parse().ok()?;
         let refused = match refused {
             "debug" => Some("debug"),
             "free-threaded" => Some("free-threaded"),
+            _ if !(8..=14).contains(&minor) => Some("version"),
             _ => None,
         };
-        Some(Self { path: path.to_owned(), minor: minor.parse().ok()?, version: version.to_owned(), refused })
+        Some(Self { path: path.to_owned(), minor, version: version.to_owned(), refused })
     }
 }
 
@@ -106,19 +108,13 @@ fn children(folder: &Path) -> Vec<PathBuf> {
 /// The interpreters that the agent traces; `FLOE_TEST_ONLY=3.11` leaves only those of that version.
 pub fn interpreters() -> Vec<&'static Interpreter> {
     let only = env::var("FLOE_TEST_ONLY").unwrap_or_default();
-    let traced = all().iter().filter(|found| (8..=14).contains(&found.minor) && found.refused.is_none());
+    let traced = all().iter().filter(|found| found.refused.is_none());
     traced.filter(|found| only.is_empty() || format!("{}.", found.version).starts_with(&format!("{only}."))).collect()
 }
 
-/// The interpreters that the agent refuses, with the word that its refusal must contain.
-pub fn refused() -> Vec<(&'static Interpreter, &'static str)> {
-    all()
-        .iter()
-        .filter_map(|found| {
-            let too_old = (found.minor < 8).then_some("version");
-            Some((found, found.refused.or(too_old)?))
-        })
-        .collect()
+/// The interpreters that the agent refuses.
+pub fn refused() -> Vec<&'static Interpreter> {
+    all().iter().filter(|found| found.refused.is_some()).collect()
 }
 
 /// The first of these minor versions that is here, else the newest interpreter.
@@ -159,7 +155,9 @@ pub fn for_each<I: AsRef<Interpreter>>(interpreters: impl IntoIterator<Item = I>
         let interpreter = interpreter.as_ref();
         names.push(interpreter.to_string());
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| test_one(interpreter))) {
-            failed.push(format!("CPython {interpreter}: {}", message(&*panic)));
+            // The whole message is printed where it panicked.
+            let message = message(&*panic);
+            failed.push(format!("CPython {interpreter}: {}", message.lines().next().unwrap_or_default()));
         }
     }
     say(&format!("INTERPRETERS: {}: {}", test(), names.join(", ")));

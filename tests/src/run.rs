@@ -180,7 +180,7 @@ impl std::fmt::Display for Finished {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "{}\n  ended after {:.1} s with {}\n  stdout: {}\n  stderr: {}",
+            "{:.300}\n  ended after {:.1} s with {}\n  stdout: {}\n  stderr: {}",
             self.what,
             self.took.as_secs_f64(),
             self.status,
@@ -273,6 +273,12 @@ impl Running {
     /// Sends a signal to the process.
     pub fn signal(&self, signal: Signal) {
         kill_process(self.rustix_pid(), signal)
+            .unwrap_or_else(|error| panic!("cannot send {signal:?} to {}: {error}", self.what));
+    }
+
+    /// Sends a signal to the process and to what it started.
+    pub fn signal_group(&self, signal: Signal) {
+        kill_process_group(self.rustix_pid(), signal)
             .unwrap_or_else(|error| panic!("cannot send {signal:?} to {}: {error}", self.what));
     }
 

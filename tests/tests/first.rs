@@ -50,12 +50,12 @@ fn the_first_call_after_the_import_is_seen_in_300_processes_on_a_busy_machine() 
         nanoseconds / 1000 / waits.max(1),
         outcome.finished.took.as_secs_f64(),
     ));
-    assert!(waits >= PROCESSES as u64, "a process waits when its module is imported: {:?}", outcome.stats().counters);
+    assert!(waits >= PROCESSES as u64, "a process waits when its module is imported: {outcome}");
     let missed: Vec<_> = (0..PROCESSES as i64)
         .filter(|number| seen.get(number) != Some(&1))
         .map(|number| format!("{number} on {}", interpreters[number as usize % interpreters.len()].version))
         .collect();
-    assert!(missed.is_empty(), "not seen once: {}; {:?}", missed.join(", "), outcome.stats().counters);
+    assert!(missed.is_empty(), "not seen once: {}\n{outcome}", missed.join(", "));
 }
 
 /// Threads that keep every CPU busy until this is dropped.

@@ -125,10 +125,10 @@ fn compare(interpreter: &Interpreter, outcome: &Outcome, file: &str) {
         examples.push(format!("{attributes} in {pid}: {}", if difference > 0 { "no span" } else { "a span too many" }));
     }
     for (name, (missing, too_many, examples)) in by_name {
-        let examples = examples[..examples.len().min(4)].join("; ");
+        let examples = examples[..examples.len().min(2)].join("; ");
         let _ = write!(wrong, "\n  {name}: {missing} missing, {too_many} too many ({examples})");
     }
-    assert!(wrong.is_empty(), "the spans are not the calls: {wrong}\n  {:?}", outcome.stats().counters);
+    assert!(wrong.is_empty(), "the spans are not the calls: {wrong}\n{outcome}");
     parents(&outcome.spans);
     exceptions(outcome);
 }

@@ -61,11 +61,11 @@ fn a_process_that_is_not_selected_has_one_probe_hit_in_its_life() {
         tracing.agent.close_input();
         let outcome = tracing.wait();
         outcome.finished.expect(0);
-        assert_eq!(outcome.named("work").count(), 20, "{:?}", outcome.stats().counters);
+        assert_eq!(outcome.named("work").count(), 20, "{outcome}");
         for (counter, hits) in
             [("run_main_hits", 1), ("run_main_hits_not_selected", 1), ("gate_hits_not_selected", 0), ("calls", 20)]
         {
-            assert_eq!(outcome.counter(counter), hits, "{counter} of {:?}", outcome.stats().counters);
+            assert_eq!(outcome.counter(counter), hits, "{counter} of {outcome}");
         }
     });
 }
@@ -94,7 +94,11 @@ fn the_hits_of_a_selected_process_are_its_imports_and_its_armed_calls() {
         assert_eq!(Some(outcome.counter("calls")), calls, "{counters:?}");
         assert_eq!(Some(outcome.counter("returns")), calls, "{counters:?}");
         assert_eq!(Some(outcome.counter("loader_hits")), modules, "{counters:?}");
-        assert_eq!(outcome.counter("gate_hits"), outcome.counter("loader_hits") + outcome.counter("calls"), "{counters:?}");
+        assert_eq!(
+            outcome.counter("gate_hits"),
+            outcome.counter("loader_hits") + outcome.counter("calls"),
+            "{counters:?}"
+        );
         assert_eq!(outcome.counter("run_main_hits"), 1, "{counters:?}");
         assert_eq!(outcome.spans.len() as u64, outcome.counter("calls"), "{counters:?}");
         for counter in ["unknown_functions", "functions_with_other_code", "missed_returns", "calls_too_deep"] {
@@ -124,7 +128,7 @@ fn a_program_that_raises_its_recursion_limit_recurses_as_deep_as_untraced() {
                 Agent::new().probes(&["unharmed_target:around", "unharmed_target:quick(t.n=arg0)"]).exec(&run);
             let traced = (outcome.finished.code(), outcome.finished.out());
             assert_eq!(traced, (0, untraced.out()), "{when}: {}", outcome.finished);
-            assert!(outcome.named("quick").count() >= 1, "{when}: no call was seen: {:?}", outcome.stats().counters);
+            assert!(outcome.named("quick").count() >= 1, "{when}: no call was seen: {outcome}");
         }
     });
 }

@@ -80,7 +80,7 @@ fn an_agent_that_is_told_to_stop_ends_well_and_the_program_goes_on() {
     tracing.agent.signal(Signal::INT);
     tracing.agent.close_input();
     let outcome = tracing.wait();
-    assert_eq!(outcome.counter("gate_hits"), outcome.counter("loader_hits"), "{:?}", outcome.stats().counters);
+    assert_eq!(outcome.counter("gate_hits"), outcome.counter("loader_hits"), "{outcome}");
     program.close_input();
     let traced = program.wait();
     assert_eq!((traced.code(), traced.out()), (untraced.code(), untraced.out()), "{traced}");
