@@ -106,8 +106,8 @@ for number in [
     case(t.value, "int %d" % number, number, v=number)
     case(t.value, "int subclass %d" % number, Count(number), v=number)
 case(t.value, "int -2**63", -(2**63), v=OPTIONAL(-(2**63)))
-for number in [2**63, 2**64, -(2**63) - 1, 2**64 + 1, 10**30, -(10**30), 2**91, 2**1000]:
-    case(t.value, "int too large, %d bits, %s" % (number.bit_length(), number > 0), number, v=None)
+for n, number in enumerate([2**63, 2**64, -(2**63) - 1, 2**64 + 1, 10**30, -(10**30), 2**91, 2**1000]):
+    case(t.value, "int too large, %d" % n, number, v=None)
 for number in [0.0, 1.0, -1.5, 3.141592653589793, 1e300, -1e-300, 5e-324]:
     case(t.value, "float %r" % number, number, v=number)
 case(t.value, "float subclass", Ratio(2.5), v=2.5)

@@ -4,7 +4,24 @@ Run with -S and -I, so that nothing is imported between the start and the first 
 """
 import sys
 
-before = set(sys.modules)
+sources = []
+
+
+class Watch:
+    """Finds modules as Python does, and notes those that will be executed from source."""
+
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        for finder in finders:
+            spec = finder.find_spec(name, path, target)
+            if spec:
+                if type(spec.loader).__name__ == "SourceFileLoader":
+                    sources.append(name)
+                return spec
+
+
+finders = list(sys.meta_path)
+sys.meta_path[:] = [Watch]
 sys.path.insert(0, sys.argv[1])
 
 import argparse
@@ -47,7 +64,4 @@ for n in range(1000):
     eval("n + 1")
     exec("m = n")
 eval("1 + 1")
-modules = {name: module for name, module in sys.modules.items() if name not in before and type(module) is type(sys)}
-specs = {id(module.__spec__): module.__spec__ for module in modules.values() if module.__spec__}
-loaders = [type(spec.loader).__name__ for spec in specs.values()]
-print(json.dumps({"modules": loaders.count("SourceFileLoader"), "calls": calls}))
+print(json.dumps({"modules": len(sources), "calls": calls}))

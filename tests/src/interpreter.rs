@@ -157,7 +157,10 @@ pub fn for_each<I: AsRef<Interpreter>>(interpreters: impl IntoIterator<Item = I>
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| test_one(interpreter))) {
             // The whole message is printed where it panicked.
             let message = message(&*panic);
-            failed.push(format!("CPython {interpreter}: {}", message.lines().next().unwrap_or_default()));
+            failed.push(format!(
+                "CPython {interpreter}: {}",
+                message.lines().next().unwrap_or_default().chars().take(100).collect::<String>()
+            ));
         }
     }
     say(&format!("INTERPRETERS: {}: {}", test(), names.join(", ")));

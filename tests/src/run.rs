@@ -171,7 +171,7 @@ impl Finished {
     /// Checks the exit code and gives standard output.
     #[track_caller]
     pub fn expect(&self, code: i32) -> String {
-        assert_eq!(self.code(), code, "exit code of {self}");
+        assert!(self.code() == code, "exit code {} instead of {code}: {self}", self.code());
         self.out()
     }
 }

@@ -128,7 +128,10 @@ fn a_program_that_raises_its_recursion_limit_recurses_as_deep_as_untraced() {
                 Agent::new().probes(&["unharmed_target:around", "unharmed_target:quick(t.n=arg0)"]).exec(&run);
             let traced = (outcome.finished.code(), outcome.finished.out());
             assert_eq!(traced, (0, untraced.out()), "{when}: {}", outcome.finished);
-            assert!(outcome.named("quick").count() >= 1, "{when}: no call was seen: {outcome}");
+            // On 3.11, a limit that is raised first leaves nothing that could be seen; the agent says so.
+            let said = outcome.finished.err().contains("calls from Python to Python are not seen");
+            assert!(said || outcome.named("quick").count() >= 1, "{when}: no call was seen: {outcome}");
+            assert!(!said || interpreter.minor == 11, "{when}: {outcome}");
         }
     });
 }
