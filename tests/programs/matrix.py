@@ -240,7 +240,7 @@ KINDS = [
 ]
 ARMED = [
     t.exact, t.defaults, t.keyword, t.keyword_only, t.star, t.star_star, t.from_map, t.sort_key, t.partial, t.recurse,
-    t.threaded, t.thread_target, t.forked, t.generator, t.coroutine, t.raises, t.Thing.method, t.Thing.bound,
+    t.threaded, t.thread_target, t.forked, t.raises, t.Thing.method, t.Thing.bound,
     t.Thing.class_method.__func__, t.Thing.static_method, t.Thing.getter.fget, t.Thing.__getitem__, t.Thing.__call__,
     t.Derived.method, t.Made.__init__,
 ]
