@@ -12,7 +12,7 @@ mod span;
 pub use agent::{Agent, Outcome, Stats, Tracing};
 pub use interpreter::{Interpreter, environments, for_each, interpreters, one_of, refused};
 pub use run::{Finished, Run, Running};
-pub use skip::{can_trace, exclusively, say, skip};
+pub use skip::{can_trace, say, skip};
 pub use span::{Event, Span, Status};
 
 use std::path::PathBuf;

@@ -27,14 +27,18 @@ pub(crate) fn test() -> String {
     thread::current().name().unwrap_or("a test").to_owned()
 }
 
-/// Whether real probes are possible here; says so if not, or panics if they are required.
+/// Whether real probes are possible here: gives the permission to trace, which one test has at a time, because agents
+/// that start and end at once wait for each other in the kernel, and because some counters cover the whole machine. Says so
+/// if it is not possible, or panics if it is required.
 #[track_caller]
-pub fn can_trace() -> bool {
+pub fn can_trace() -> Option<MutexGuard<'static, ()>> {
+    static ONE: Mutex<()> = Mutex::new(());
     static MISSING: OnceLock<Option<String>> = OnceLock::new();
-    let Some(reason) = MISSING.get_or_init(missing) else { return true };
+    let permission = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(reason) = MISSING.get_or_init(missing) else { return Some(permission) };
     assert!(env::var_os("FLOE_REQUIRE_BPF").is_none_or(|value| value != "1"), "tracing is not possible: {reason}");
     skip(reason);
-    false
+    None
 }
 
 fn missing() -> Option<String> {
@@ -49,10 +53,4 @@ fn missing() -> Option<String> {
     }
     let attempt = Agent::new().exec(&Run::new("/bin/true"));
     (attempt.finished.code() == 2).then(|| attempt.finished.err().trim().to_owned())
-}
-
-/// While this is held, no other test of this program traces anything: for counters that cover the whole machine.
-pub fn exclusively() -> MutexGuard<'static, ()> {
-    static ONE: Mutex<()> = Mutex::new(());
-    ONE.lock().unwrap_or_else(PoisonError::into_inner)
 }

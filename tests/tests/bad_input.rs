@@ -51,9 +51,7 @@ impl Marker {
 
 #[test]
 fn attaching_to_a_process_that_does_not_exist() {
-    if !can_trace() {
-        return;
-    }
+    let Some(_alone) = can_trace() else { return };
     let gone = Run::new("/bin/true").start();
     let pid = gone.pid().to_string();
     gone.wait();
@@ -62,9 +60,7 @@ fn attaching_to_a_process_that_does_not_exist() {
 
 #[test]
 fn attaching_to_a_process_that_is_not_python() {
-    if !can_trace() {
-        return;
-    }
+    let Some(_alone) = can_trace() else { return };
     let other = Run::new("/bin/sleep").arg("60").start();
     let pid = other.pid().to_string();
     refuses(&floe_agent(&["attach", &pid]).run(), &[&pid, "Python"]);
@@ -72,9 +68,7 @@ fn attaching_to_a_process_that_is_not_python() {
 
 #[test]
 fn interpreters_that_are_refused_are_named_and_run_untraced() {
-    if !can_trace() {
-        return;
-    }
+    let Some(_alone) = can_trace() else { return };
     let refused = refused();
     if refused.is_empty() {
         skip("there is no debug, free-threaded or too old CPython");
@@ -137,9 +131,7 @@ fn a_probe_that_cannot_be_read_says_where_and_the_command_does_not_run() {
 
 #[test]
 fn an_output_that_cannot_be_written_is_said_before_the_command_runs() {
-    if !can_trace() {
-        return;
-    }
+    let Some(_alone) = can_trace() else { return };
     for file in ["/no/such/folder/spans.jsonl", "/proc/spans.jsonl"] {
         let marker = Marker::new();
         refuses(&marker.exec(&["--output", file]).run(), &[file]);
@@ -152,9 +144,7 @@ fn an_output_that_cannot_be_written_is_said_before_the_command_runs() {
 
 #[test]
 fn a_command_that_is_not_found() {
-    if !can_trace() {
-        return;
-    }
+    let Some(_alone) = can_trace() else { return };
     refuses(&floe_agent(&["exec", "--", "/no/such/command"]).run(), &["/no/such/command"]);
     refuses(&floe_agent(&["exec", "--", "no-such-command-anywhere"]).run(), &["no-such-command-anywhere"]);
     refuses(&floe_agent(&["exec", "--", "/etc/passwd"]).run(), &["/etc/passwd"]);
@@ -162,9 +152,7 @@ fn a_command_that_is_not_found() {
 
 #[test]
 fn a_probe_that_does_not_resolve_is_said_and_the_others_work() {
-    if !can_trace() {
-        return;
-    }
+    let Some(_alone) = can_trace() else { return };
     for_each([one_of(&[12]), one_of(&[11])], |interpreter| {
         let agent = Agent::new().probes(&[
             "idle_target:work(t.n=arg0)",
@@ -182,9 +170,7 @@ fn a_probe_that_does_not_resolve_is_said_and_the_others_work() {
 
 #[test]
 fn an_endpoint_that_cannot_be_reached_loses_spans_and_nothing_else() {
-    if !can_trace() {
-        return;
-    }
+    let Some(_alone) = can_trace() else { return };
     let interpreter = one_of(&[12, 11]);
     // The second one accepts nothing and answers nothing.
     for endpoint in ["http://127.0.0.1:1", "http://192.0.2.1:4317"] {
@@ -211,9 +197,7 @@ fn copy_for_everybody(folder: &Path) -> PathBuf {
 
 #[test]
 fn without_privileges_the_missing_capability_is_named() {
-    if !can_trace() {
-        return;
-    }
+    let Some(_alone) = can_trace() else { return };
     let folder = tempfile::tempdir().expect("a temporary folder can be made");
     let copy = copy_for_everybody(folder.path());
     let nobody = ["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all"];
@@ -242,9 +226,7 @@ fn without_privileges_the_missing_capability_is_named() {
 
 #[test]
 fn without_btf_or_bpf_it_says_so() {
-    if !can_trace() {
-        return;
-    }
+    let Some(_alone) = can_trace() else { return };
     let agent = Agent::binary().display().to_string();
     let hide = format!("mount -t tmpfs none /sys/kernel/btf && exec '{agent}' exec -- true");
     let hidden = Run::new("unshare").args(["--mount", "--propagation", "private", "/bin/sh", "-c", &hide]).run();

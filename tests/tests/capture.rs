@@ -30,9 +30,7 @@ type Cases = BTreeMap<String, BTreeMap<String, BTreeMap<String, Value>>>;
 
 #[test]
 fn a_captured_value_is_the_value_at_the_call_in_every_layout() {
-    if !can_trace() {
-        return;
-    }
+    let Some(_alone) = can_trace() else { return };
     for_each(interpreters(), |interpreter| {
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
         let file = folder.path().join("cases.json");

@@ -14,9 +14,7 @@ const AT_ONCE: usize = 3;
 
 #[test]
 fn the_first_call_after_the_import_is_seen_in_300_processes_on_a_busy_machine() {
-    if !can_trace() {
-        return;
-    }
+    let Some(_alone) = can_trace() else { return };
     let interpreters = interpreters();
     let names: Vec<_> = interpreters.iter().map(ToString::to_string).collect();
     say(&format!("INTERPRETERS: first call: {}", names.join(", ")));

@@ -59,9 +59,7 @@ fn there_are_interpreters_to_test_on() {
 
 #[test]
 fn every_call_of_a_function_that_is_armed_at_its_import_is_a_span() {
-    if !can_trace() {
-        return;
-    }
+    let Some(_alone) = can_trace() else { return };
     for_each(interpreters(), |interpreter| {
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
         let file = folder.path().join("calls.json");
@@ -74,9 +72,7 @@ fn every_call_of_a_function_that_is_armed_at_its_import_is_a_span() {
 
 #[test]
 fn every_call_of_a_function_that_is_armed_when_its_callers_are_specialised_is_a_span() {
-    if !can_trace() {
-        return;
-    }
+    let Some(_alone) = can_trace() else { return };
     for_each(interpreters(), |interpreter| {
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
         let file = folder.path().join("calls.json");

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use floe_tests::{Agent, Interpreter, Run, can_trace, exclusively, for_each, interpreters, program, skip};
+use floe_tests::{Agent, Interpreter, Run, can_trace, for_each, interpreters, program, skip};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -47,10 +47,7 @@ impl Private {
 
 #[test]
 fn a_process_that_is_not_selected_has_one_probe_hit_in_its_life() {
-    if !can_trace() {
-        return;
-    }
-    let _alone = exclusively();
+    let Some(_alone) = can_trace() else { return };
     for_each(interpreters(), |interpreter| {
         let private = Private::copy(interpreter);
         let agent = Agent::new().probe("idle_target:work(t.n=arg0)");
@@ -72,10 +69,7 @@ fn a_process_that_is_not_selected_has_one_probe_hit_in_its_life() {
 
 #[test]
 fn the_hits_of_a_selected_process_are_its_imports_and_its_armed_calls() {
-    if !can_trace() {
-        return;
-    }
-    let _alone = exclusively();
+    let Some(_alone) = can_trace() else { return };
     for_each(interpreters(), |interpreter| {
         let private = Private::copy(interpreter);
         let run = Run::new(&private.interpreter.path).args(["-S", "-I", "-B"]).arg(program("hits.py"));
@@ -109,16 +103,13 @@ fn the_hits_of_a_selected_process_are_its_imports_and_its_armed_calls() {
 
 #[test]
 fn a_program_that_raises_its_recursion_limit_recurses_as_deep_as_untraced() {
-    if !can_trace() {
-        return;
-    }
+    let Some(_alone) = can_trace() else { return };
     // Up to 3.10 every call needs C stack, so that no program can go that deep.
     let able: Vec<_> = interpreters().into_iter().filter(|interpreter| interpreter.minor >= 11).collect();
     if able.is_empty() {
         skip("there is no CPython from 3.11 on");
         return;
     }
-    let _alone = exclusively();
     for_each(able, |interpreter| {
         for when in ["before", "after", "inside", "thread"] {
             let run = interpreter.program("deep.py").arg(when);

@@ -19,9 +19,7 @@ fn agent() -> Agent {
 
 #[test]
 fn calls_in_children_of_every_kind_are_seen_with_their_pids_in_one_trace() {
-    if !can_trace() {
-        return;
-    }
+    let Some(_alone) = can_trace() else { return };
     for_each(interpreters(), |interpreter| {
         let outcome = agent().exec(&interpreter.program("children.py"));
         let printed = outcome.finished.expect(0);
@@ -70,9 +68,7 @@ fn open_spans(outcome: &Outcome) -> Vec<&Span> {
 
 #[test]
 fn spans_that_are_open_when_a_process_dies_are_ended_and_marked_and_its_end_is_the_exit_code() {
-    if !can_trace() {
-        return;
-    }
+    let Some(_alone) = can_trace() else { return };
     for_each(interpreters(), |interpreter| {
         for (end, code) in [("sigkill", 137), ("sigterm", 143), ("exit", 3), ("abort", 134), ("exec", 4)] {
             let outcome = agent().exec(&interpreter.program("ending.py").arg(end));
@@ -93,9 +89,7 @@ fn spans_that_are_open_when_a_process_dies_are_ended_and_marked_and_its_end_is_t
 
 #[test]
 fn attaching_ends_when_the_process_is_killed_from_outside() {
-    if !can_trace() {
-        return;
-    }
+    let Some(_alone) = can_trace() else { return };
     let mut program = one_of(&[12, 11]).program("safe.py").start();
     program.wait_for_output("ready");
     let mut tracing = Agent::new().probe("safe_target:outer").attach(program.pid());
@@ -110,9 +104,7 @@ fn attaching_ends_when_the_process_is_killed_from_outside() {
 
 #[test]
 fn attaching_to_a_process_that_waits_arms_it_when_it_goes_on() {
-    if !can_trace() {
-        return;
-    }
+    let Some(_alone) = can_trace() else { return };
     for_each(interpreters(), |interpreter| {
         let mut program = interpreter.program("idle.py").start();
         program.wait_for_output("ready");
@@ -129,9 +121,7 @@ fn attaching_to_a_process_that_waits_arms_it_when_it_goes_on() {
 
 #[test]
 fn attaching_covers_the_children_that_there_are() {
-    if !can_trace() {
-        return;
-    }
+    let Some(_alone) = can_trace() else { return };
     let interpreter = one_of(&[12, 11]);
     let script = "import os, sys; sys.path.insert(0, sys.argv[1])\n\
         import armed, idle_target\n\
@@ -155,9 +145,7 @@ fn attaching_covers_the_children_that_there_are() {
 
 #[test]
 fn the_exit_code_of_exec_is_that_of_the_command() {
-    if !can_trace() {
-        return;
-    }
+    let Some(_alone) = can_trace() else { return };
     for (script, code) in [
         ("exit 0", 0),
         ("exit 3", 3),
@@ -173,9 +161,7 @@ fn the_exit_code_of_exec_is_that_of_the_command() {
 
 #[test]
 fn the_command_has_the_surroundings_and_the_streams_that_it_would_have_had() {
-    if !can_trace() {
-        return;
-    }
+    let Some(_alone) = can_trace() else { return };
     let interpreter = one_of(&[12, 11]);
     let input: Vec<u8> = (0..=255_u8).cycle().take(1 << 18).collect();
     let run = interpreter
@@ -195,9 +181,7 @@ fn the_command_has_the_surroundings_and_the_streams_that_it_would_have_had() {
 
 #[test]
 fn ctrl_c_reaches_the_command_which_ends_as_it_wants() {
-    if !can_trace() {
-        return;
-    }
+    let Some(_alone) = can_trace() else { return };
     let script = "import os, signal, sys; sys.path.insert(0, sys.argv[1])\n\
         import process_target as t\n\
         def stop(*_): raise SystemExit(t.around(int, '42'))\n\

@@ -20,9 +20,7 @@ fn agent() -> Agent {
 
 #[test]
 fn killing_the_agent_in_the_middle_of_calls_changes_nothing_and_a_new_one_takes_over() {
-    if !can_trace() {
-        return;
-    }
+    let Some(_alone) = can_trace() else { return };
     let mut chosen: Vec<&Interpreter> = [12, 11, 13].map(|minor| one_of(&[minor])).to_vec();
     chosen.dedup();
     // The fifty kills are shared among the interpreters.
@@ -56,9 +54,7 @@ fn killing_the_agent_in_the_middle_of_calls_changes_nothing_and_a_new_one_takes_
 
 #[test]
 fn an_agent_that_is_told_to_stop_ends_well_and_the_program_goes_on() {
-    if !can_trace() {
-        return;
-    }
+    let Some(_alone) = can_trace() else { return };
     let interpreter = one_of(&[12, 11]);
     let run = interpreter.program("safe.py");
     let untraced = run.run();
@@ -88,9 +84,7 @@ fn an_agent_that_is_told_to_stop_ends_well_and_the_program_goes_on() {
 
 #[test]
 fn two_agents_trace_the_same_process() {
-    if !can_trace() {
-        return;
-    }
+    let Some(_alone) = can_trace() else { return };
     let interpreter = one_of(&[12, 11]);
     let run = interpreter.program("safe.py");
     let untraced = run.run();

@@ -64,9 +64,7 @@ fn calls_were_seen(outcome: &Outcome, name: &str, at_least: usize) {
 
 #[test]
 fn exceptions_forks_processes_signals_coroutines_generators_threads_and_patches_are_unharmed() {
-    if !can_trace() {
-        return;
-    }
+    let Some(_alone) = can_trace() else { return };
     for_each(interpreters(), |interpreter| {
         let outcome = same(&interpreter.program("ordinary.py"));
         calls_were_seen(&outcome, "quick", 200);
@@ -76,9 +74,7 @@ fn exceptions_forks_processes_signals_coroutines_generators_threads_and_patches_
 
 #[test]
 fn recursion_in_an_armed_function_goes_as_deep_as_untraced() {
-    if !can_trace() {
-        return;
-    }
+    let Some(_alone) = can_trace() else { return };
     for_each(interpreters(), |interpreter| {
         let outcome = same(&interpreter.program("recursion.py"));
         calls_were_seen(&outcome, "recurse", 30);
@@ -93,9 +89,7 @@ fn recursion_in_an_armed_function_goes_as_deep_as_untraced() {
 
 #[test]
 fn daemon_threads_in_armed_calls_do_not_disturb_the_end() {
-    if !can_trace() {
-        return;
-    }
+    let Some(_alone) = can_trace() else { return };
     for_each(interpreters(), |interpreter| {
         for _ in 0..5 {
             calls_were_seen(&same(&interpreter.program("daemons.py")), "recurse", 100);
@@ -105,9 +99,7 @@ fn daemon_threads_in_armed_calls_do_not_disturb_the_end() {
 
 #[test]
 fn a_seccomp_filter_of_a_container_runtime_is_survived() {
-    if !can_trace() {
-        return;
-    }
+    let Some(_alone) = can_trace() else { return };
     for_each(interpreters(), |interpreter| {
         for error in ["EPERM", "ENOSYS"] {
             let run = interpreter.program("seccomp.py").arg(error);
@@ -142,9 +134,7 @@ fn newer(interpreter: &Interpreter) -> bool {
 }
 
 fn switches(program: &str, wanted: impl Fn(&Interpreter) -> bool) {
-    if !can_trace() {
-        return;
-    }
+    let Some(_alone) = can_trace() else { return };
     let environments: Vec<_> = environments(ENVIRONMENTS).into_iter().filter(wanted).collect();
     if environments.is_empty() {
         return;
@@ -161,9 +151,7 @@ fn switches(program: &str, wanted: impl Fn(&Interpreter) -> bool) {
 
 #[test]
 fn attaching_to_a_process_that_switches_stacks_does_not_harm_it() {
-    if !can_trace() {
-        return;
-    }
+    let Some(_alone) = can_trace() else { return };
     let environments = environments(ENVIRONMENTS);
     if environments.is_empty() {
         return;
@@ -185,9 +173,7 @@ fn attaching_to_a_process_that_switches_stacks_does_not_harm_it() {
 
 #[test]
 fn a_process_that_is_only_linked_with_greenlet_is_traced() {
-    if !can_trace() {
-        return;
-    }
+    let Some(_alone) = can_trace() else { return };
     let environments = environments(ENVIRONMENTS);
     if environments.is_empty() {
         return;
@@ -208,9 +194,7 @@ fn a_process_that_is_only_linked_with_greenlet_is_traced() {
 
 #[test]
 fn a_process_that_overwrites_its_command_line_is_traced() {
-    if !can_trace() {
-        return;
-    }
+    let Some(_alone) = can_trace() else { return };
     let environments = environments(ENVIRONMENTS);
     if environments.is_empty() {
         return;
