@@ -1,1 +1,25 @@
-//! Harness of the end-to-end tests.
+//! Harness of the end-to-end tests: interpreters, programs, the agent, and the spans and counters that it writes.
+//!
+//! A test that cannot run here says so with a line `SKIPPED: <test>: <reason>`; with `FLOE_REQUIRE_BPF=1` it fails if the
+//! reason is a missing privilege.
+
+mod agent;
+mod interpreter;
+mod run;
+mod skip;
+mod span;
+
+pub use agent::{Agent, Outcome, Stats, Tracing};
+pub use interpreter::{Interpreter, environments, for_each, interpreters, one_of, refused};
+pub use run::{Finished, Run, Running};
+pub use skip::{can_trace, say, skip};
+pub use span::{Event, Span, Status};
+
+use std::path::PathBuf;
+
+/// A file of `tests/programs`.
+pub fn program(name: &str) -> PathBuf {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("programs").join(name);
+    assert!(path.exists(), "there is no {}", path.display());
+    path
+}

@@ -1,0 +1,254 @@
+//! A real dbt project: the spans are the nodes of dbt's own `run_results.json`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use floe_tests::{Agent, Outcome, Run, Span, Status, can_trace, say, skip};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// A copy of `tests/fixtures/dbt`.
+struct Project(TempDir);
+
+impl Project {
+    fn copy() -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/dbt"), folder.path());
+        Self(folder)
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    fn artifact(&self, name: &str) -> Value {
+        let file = self.path().join("target").join(name);
+        let text = fs::read_to_string(&file).unwrap_or_else(|error| panic!("dbt wrote no {}: {error}", file.display()));
+        serde_json::from_str(&text).expect("dbt writes JSON")
+    }
+
+    fn dbt(&self, bin: &Path, words: &[&str]) -> Run {
+        let run = Run::new(bin.join("dbt")).args(words).args(["--project-dir", ".", "--profiles-dir", "."]);
+        run.folder(self.path()).limit(Duration::from_mins(3))
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("the folder is ours");
+    for entry in fs::read_dir(from).expect("the fixture can be read") {
+        let entry = entry.expect("the fixture can be read");
+        let name = entry.file_name();
+        if ["target", "logs", ".user.yml"].iter().any(|left| name == *left) {
+            continue;
+        }
+        let to = to.join(&name);
+        if entry.file_type().expect("the fixture can be read").is_dir() {
+            copy(&entry.path(), &to);
+        } else {
+            fs::copy(entry.path(), &to).expect("the fixture can be copied");
+        }
+    }
+}
+
+/// The environment of `FLOE_TEST_PYTHON_DBT`.
+fn environment() -> Option<PathBuf> {
+    let found = env::var_os("FLOE_TEST_PYTHON_DBT").and_then(|folders| env::split_paths(&folders).next());
+    if found.is_none() {
+        skip("FLOE_TEST_PYTHON_DBT is not set: `cargo xtask test` makes the environment");
+    }
+    found
+}
+
+/// The environments with other versions of dbt: `FLOE_TEST_PYTHON_DBT_1_8` and so on.
+fn other_environments() -> BTreeSet<PathBuf> {
+    let main = env::var_os("FLOE_TEST_PYTHON_DBT").unwrap_or_default();
+    let folders = env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("FLOE_TEST_PYTHON_DBT_"));
+    let folders = folders.flat_map(|(_, folders)| env::split_paths(&folders).collect::<Vec<_>>());
+    folders.filter(|folder| folder.as_os_str() != main).collect()
+}
+
+#[test]
+fn a_build_is_traced_node_by_node() {
+    in_main_environment(&["build"], 0);
+}
+
+#[test]
+fn a_failing_test_is_an_error() {
+    in_main_environment(&["build", "--vars", "fail_test: true"], 1);
+}
+
+#[test]
+fn a_failing_model_is_an_error_and_what_depends_on_it_is_skipped() {
+    in_main_environment(&["build", "--vars", "sql_error: true"], 1);
+}
+
+#[test]
+fn a_failing_hook_is_an_error() {
+    in_main_environment(&["build", "--vars", "hook_error: true"], 1);
+}
+
+#[test]
+fn other_commands_are_traced_also_when_parsing_is_skipped() {
+    let Some(_alone) = can_trace() else { return };
+    let Some(bin) = environment() else { return };
+    let project = Project::copy();
+    for (words, code) in [
+        (&["seed"][..], 0),
+        (&["run", "--select", "staging"], 0),
+        (&["test", "--select", "stg_orders", "--target", "ci"], 0),
+    ] {
+        let outcome = Agent::with_packs().limit(Duration::from_mins(3)).exec(&project.dbt(&bin, words));
+        outcome.finished.expect(code);
+        check(&project, &outcome, words[0]);
+    }
+}
+
+#[test]
+fn the_other_supported_versions_of_dbt_are_traced() {
+    let Some(_alone) = can_trace() else { return };
+    let environments = other_environments();
+    if environments.is_empty() {
+        skip("no FLOE_TEST_PYTHON_DBT_<VERSION> is set: `cargo xtask test` makes these environments");
+        return;
+    }
+    for bin in environments {
+        for (words, code) in [(&["build"][..], 0), (&["build", "--vars", "{sql_error: true, hook_error: true}"], 1)] {
+            let project = Project::copy();
+            build(&project, &bin, words, code);
+        }
+    }
+}
+
+fn in_main_environment(words: &[&str], code: i32) {
+    let Some(_alone) = can_trace() else { return };
+    let Some(bin) = environment() else { return };
+    build(&Project::copy(), &bin, words, code);
+}
+
+fn build(project: &Project, bin: &Path, words: &[&str], code: i32) {
+    let outcome = Agent::with_packs().limit(Duration::from_mins(3)).exec(&project.dbt(bin, words));
+    outcome.finished.expect(code);
+    check(project, &outcome, words[0]);
+}
+
+fn check(project: &Project, outcome: &Outcome, command: &str) {
+    outcome.nothing_lost();
+    let (results, manifest) = (project.artifact("run_results.json"), project.artifact("manifest.json"));
+    let metadata = &results["metadata"];
+    say(&format!(
+        "dbt {command}: dbt-core {}, {} results, {} spans, {:.0} s",
+        metadata["dbt_version"],
+        results["results"].as_array().map_or(0, Vec::len),
+        outcome.spans.len(),
+        outcome.finished.took.as_secs_f64()
+    ));
+    let mut wrong = Vec::new();
+
+    let commands: Vec<_> = outcome.with("dbt.command").collect();
+    let [root] = commands[..] else { panic!("one span of a dbt command was expected: {commands:?}\n{outcome}") };
+    let failed = outcome.finished.code() != 0;
+    let target = results["args"]["target"].as_str().unwrap_or("dev");
+    for (attribute, value) in [
+        ("dbt.command", command),
+        ("dbt.target", target),
+        ("dbt.project_name", "jaffle"),
+        ("dbt.invocation_id", metadata["invocation_id"].as_str().expect("dbt writes it")),
+    ] {
+        if root.text(attribute) != Some(value) {
+            wrong.push(format!("{attribute} of the command is {:?}, not {value}", root.get(attribute)));
+        }
+    }
+    if root.name != format!("dbt.{command}") || root.parent.is_some() {
+        wrong.push(format!("the command is `{}` with the parent {:?}", root.name, root.parent));
+    }
+    if matches!(root.status, Status::Error(_)) != failed {
+        wrong.push(format!("the status of the command is {:?}", root.status));
+    }
+
+    let mut spans: BTreeMap<&str, Vec<&Span>> = BTreeMap::new();
+    for span in outcome.with("dbt.unique_id") {
+        spans.entry(span.text("dbt.unique_id").unwrap_or_default()).or_default().push(span);
+    }
+    for result in results["results"].as_array().expect("dbt writes results") {
+        let id = result["unique_id"].as_str().expect("dbt writes ids");
+        match spans.remove(id).unwrap_or_default()[..] {
+            [span] => node(span, root, result, &manifest, &mut wrong),
+            ref other => wrong.push(format!("{id}: {} spans", other.len())),
+        }
+    }
+    for (id, extra) in spans {
+        wrong.push(format!("{id}: {} spans, but dbt has no result: {:?}", extra.len(), extra[0]));
+    }
+    assert!(wrong.is_empty(), "the spans are not dbt's results:\n  {}\n{outcome}", wrong.join("\n  "));
+}
+
+/// Compares one span with dbt's result and with the node in its manifest.
+fn node(span: &Span, root: &Span, result: &Value, manifest: &Value, wrong: &mut Vec<String>) {
+    let id = result["unique_id"].as_str().unwrap_or_default();
+    let node = ["nodes", "unit_tests"].iter().map(|group| &manifest[group][id]).find(|node| node.is_object());
+    let none = Value::Null;
+    let node = node.unwrap_or(&none);
+    let hook = id.starts_with("operation.");
+    let unit_test = id.starts_with("unit_test.");
+    let mut compare = |attribute: &str, expected: &Value| {
+        if !expected.is_null() && span.get(attribute) != Some(expected) {
+            wrong.push(format!("{id}: {attribute} is {:?}, not {expected}", span.get(attribute)));
+        }
+    };
+    compare("dbt.status", &result["status"]);
+    compare("dbt.model_name", &node["name"]);
+    compare("dbt.resource_type", &node["resource_type"]);
+    compare("dbt.relative_path", &node["original_file_path"]);
+    if !hook {
+        compare("dbt.execution_time", &number(&result["execution_time"]));
+        compare("dbt.thread", &result["thread_id"]);
+        compare("dbt.rows_affected", &result["adapter_response"]["rows_affected"]);
+        compare("dbt.failures", &result["failures"]);
+    }
+    if !hook && !unit_test {
+        compare("dbt.materialized", &node["config"]["materialized"]);
+        compare("dbt.database", &node["database"]);
+        compare("dbt.schema", &node["schema"]);
+        compare("dbt.identifier", &node["alias"]);
+    }
+    // dbt words the message of a hook itself, after the call that is traced.
+    if let Some(message) = result["message"].as_str()
+        && !hook
+        && span.get("floe.truncated").is_none()
+    {
+        compare("dbt.message", &message.into());
+    }
+
+    let status = result["status"].as_str().unwrap_or_default();
+    let failed = ["error", "fail", "runtime error"].contains(&status);
+    if matches!(span.status, Status::Error(_)) != failed {
+        wrong.push(format!("{id}: the status of the span is {:?}, dbt's is {status}", span.status));
+    }
+    if span.parent.as_deref() != Some(&root.id) || span.trace != root.trace {
+        wrong.push(format!("{id}: its parent is {:?}, not the command", span.parent));
+    }
+    if span.start < root.start || span.end > root.end {
+        wrong.push(format!("{id}: it is not within the command"));
+    }
+    let expected_name = format!(
+        "dbt.{}.{}",
+        node["resource_type"].as_str().unwrap_or_default(),
+        node["name"].as_str().unwrap_or_default()
+    );
+    if span.name != expected_name {
+        wrong.push(format!("{id}: its span is `{}`, not `{expected_name}`", span.name));
+    }
+    let took = (span.end - span.start) as f64 / 1e9;
+    let said = result["execution_time"].as_f64().unwrap_or_default();
+    if (took - said).abs() > f64::max(0.002, said * 0.05) {
+        wrong.push(format!("{id}: its span took {took:.6} s, dbt says {said:.6} s"));
+    }
+}
+
+/// dbt writes the execution time of what it skips as 0, an int.
+fn number(value: &Value) -> Value {
+    if value.as_f64() == Some(0.0) { Value::Null } else { value.clone() }
+}
