@@ -1,6 +1,7 @@
 //! Tasks of the repository: `cargo xtask --help`.
 
 mod agent;
+mod bench;
 mod ci;
 mod demo;
 mod ebpf_toolchain;
@@ -36,6 +37,8 @@ enum Task {
     Setup(setup::Options),
     /// What continuous integration runs: format, lints, documentation, and the tests with none skipped for want of BPF
     Ci,
+    /// Measure what tracing costs, as ratios within one run
+    Bench(bench::Options),
     /// Make a Python environment of `tests/fixtures/requirements`, and print its folder of programs
     Python {
         /// Name of the requirements file, without `.txt`
@@ -59,6 +62,7 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::Demo => demo::run(&progress),
         Task::Test(options) => test::run(&progress, &options),
         Task::Setup(options) => setup::run(&progress, options),
+        Task::Bench(options) => bench::run(&progress, options),
         Task::Ci => ci::run(&progress),
         Task::Python { name } => {
             for environment in python::environments(&progress, &python::Spec::load(workspace(), &name)?)? {

@@ -135,7 +135,18 @@ pub struct Environment {
 impl Spec {
     /// Reads `tests/fixtures/requirements/<name>.txt`.
     pub fn load(workspace: &Path, name: &str) -> Result<Self> {
-        let file = workspace.join(format!("tests/fixtures/requirements/{name}.txt"));
+        Self::of_file(workspace.join(format!("tests/fixtures/requirements/{name}.txt")), name)
+    }
+
+    /// The same with Python 3.`minor`, whatever the file wants.
+    pub fn on(mut self, minor: u8) -> Self {
+        self.name = format!("{}-py3.{minor}", self.name);
+        self.directives.choice = Choice::Best(vec![minor]);
+        self
+    }
+
+    /// A requirements file elsewhere.
+    pub fn of_file(file: PathBuf, name: &str) -> Result<Self> {
         let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
         let directives = directives(&text).with_context(|| file.display().to_string())?;
         Ok(Self { name: name.to_owned(), file, text, directives })

@@ -348,10 +348,11 @@ impl Attacher {
                 }
             };
             self.check_versions(pid, &modules, module);
-            if module.is_none_or(|name| name == GREENLET) && imported(&modules, GREENLET) {
-                if !self.guard_greenlet(pid, epoch, &modules) {
-                    return;
-                }
+            if module.is_none_or(|name| name == GREENLET)
+                && imported(&modules, GREENLET)
+                && !self.guard_greenlet(pid, epoch, &modules)
+            {
+                return;
             }
             for (id, probe) in (0..).map(ProbeId).zip(catalogue.probes()) {
                 let concerned = module.is_none_or(|name| probe.modules().any(|m| m == name));

@@ -39,6 +39,8 @@ pub(super) struct Session {
     runtime: tokio::runtime::Runtime,
     stats: Option<std::path::PathBuf>,
     started: Instant,
+    /// CPU seconds used until everything was set up.
+    startup_cpu: f64,
 }
 
 fn clock() -> Clock {
@@ -105,6 +107,7 @@ impl Session {
             runtime,
             stats: options.stats.clone(),
             started: Instant::now(),
+            startup_cpu: agent_usage().0,
         })
     }
 
@@ -115,7 +118,7 @@ impl Session {
 
     /// Ends tracing: what is open ends now, everything is written, the summary is printed.
     pub(super) fn finish(self) -> Result<()> {
-        let Self { attach, events, stop, pipeline, counters, runtime, stats, started } = self;
+        let Self { attach, events, stop, pipeline, counters, runtime, stats, started, startup_cpu } = self;
         let report = attach.stop();
         stop.store(true, Ordering::Release);
         let (assembler, reader) = events.join().map_err(|_| anyhow::anyhow!("the event thread panicked"))?;
@@ -137,7 +140,7 @@ impl Session {
             tracing::info!("{late} times a process did not wait for the agent as long as the agent took");
         }
         if let Some(path) = stats {
-            let text = stats_json(&counters, &assembler.stats(), &report, &reports, started.elapsed());
+            let text = stats_json(&counters, &assembler.stats(), &report, &reports, started.elapsed(), startup_cpu);
             std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
         }
         Ok(())
@@ -191,6 +194,7 @@ fn stats_json(
     report: &attach::Report,
     exports: &[ExportReport],
     elapsed: Duration,
+    startup_cpu: f64,
 ) -> String {
     let usage = agent_usage();
     let text = json!({
@@ -213,7 +217,7 @@ fn stats_json(
         "exports": exports.iter().map(|export| json!({
             "sink": export.sink, "sent": export.sent, "failed": export.failed, "dropped": export.dropped,
         })).collect::<Vec<_>>(),
-        "agent": { "cpu_seconds": usage.0, "peak_memory_bytes": usage.1, "elapsed_seconds": elapsed.as_secs_f64() },
+        "agent": { "cpu_seconds": usage.0, "startup_cpu_seconds": startup_cpu, "peak_memory_bytes": usage.1, "elapsed_seconds": elapsed.as_secs_f64() },
     });
     format!("{text:#}\n")
 }

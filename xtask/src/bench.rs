@@ -1,0 +1,238 @@
+//! `cargo xtask bench`: what tracing costs, as ratios within one run.
+//!
+//! Every figure is a median over pairs, with the range: the machine may be shared and noisy. docs/performance.md holds the
+//! results and says how to read them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, ensure};
+use clap::Args;
+use serde_json::Value;
+
+use crate::progress::Progress;
+use crate::python::{self, Spec};
+use crate::{agent, demo, setup, target, workspace};
+
+/// CPython 3.x that are measured, where they are found.
+const MINORS: [u8; 3] = [13, 12, 11];
+
+#[derive(Args)]
+pub struct Options {
+    /// Pairs of runs for each figure
+    #[arg(long, default_value_t = 7)]
+    pairs: usize,
+    /// Only this benchmark
+    #[arg(long)]
+    only: Option<Which>,
+    /// Only this version, for example `3.12`
+    #[arg(long)]
+    python: Option<String>,
+    /// Models of the enlarged dbt project
+    #[arg(long, default_value_t = 100)]
+    models: usize,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Which {
+    /// One call, watched and not
+    Calls,
+    /// The agent at the highest rate of calls
+    Rate,
+    /// A whole `dbt build`
+    Dbt,
+}
+
+struct Bench {
+    agent: PathBuf,
+    folder: PathBuf,
+    fixtures: PathBuf,
+    options: Options,
+}
+
+/// Runs the benchmarks.
+pub fn run(progress: &Progress, options: Options) -> Result<()> {
+    setup::ensure(progress)?;
+    let agent = agent::build(progress)?;
+    let folder = target().join("bench");
+    fs::create_dir_all(&folder)?;
+    let bench = Bench { agent, folder, fixtures: workspace().join("tests/fixtures/bench"), options };
+    let wants = |which| bench.options.only.is_none_or(|only| only == which);
+    let environments = |load: &dyn Fn() -> Result<Spec>| -> Result<Vec<PathBuf>> {
+        let mut found = Vec::new();
+        for minor in MINORS {
+            if bench.options.python.as_ref().is_none_or(|wanted| *wanted == format!("3.{minor}")) {
+                let all = python::environments(progress, &load()?.on(minor))?;
+                found.extend(all.into_iter().map(|environment| environment.bin));
+            }
+        }
+        Ok(found)
+    };
+    let calls = || Spec::of_file(workspace().join("tests/fixtures/bench/calls.txt"), "bench-calls");
+    let dbt = || Spec::load(workspace(), demo::REQUIREMENTS);
+    if wants(Which::Calls) || wants(Which::Rate) {
+        for bin in environments(&calls)? {
+            println!("\n{}", version(&bin)?);
+            if wants(Which::Calls) {
+                bench.calls(&bin)?;
+            }
+            if wants(Which::Rate) {
+                bench.rate(&bin)?;
+            }
+        }
+    }
+    if wants(Which::Dbt) {
+        for bin in environments(&dbt)? {
+            println!("\n{}", version(&bin)?);
+            bench.dbt(&bin)?;
+        }
+    }
+    Ok(())
+}
+
+fn version(bin: &Path) -> Result<String> {
+    let output = Command::new(bin.join("python")).arg("-V").output()?;
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+impl Bench {
+    /// A command under the agent; its counters go to `stats.json`.
+    fn traced(&self, probes: &[&str]) -> Command {
+        let mut command = Command::new(&self.agent);
+        command.arg("exec").arg("--output").arg(self.folder.join("spans.jsonl"));
+        command.arg("--stats").arg(self.folder.join("stats.json"));
+        if !probes.is_empty() {
+            command.arg("--no-packs");
+        }
+        for probe in probes {
+            command.args(["--probe", probe]);
+        }
+        command.arg("--");
+        command
+    }
+
+    fn stats(&self) -> Result<Value> {
+        Ok(serde_json::from_str(&fs::read_to_string(self.folder.join("stats.json"))?)?)
+    }
+
+    fn calls(&self, bin: &Path) -> Result<()> {
+        let rounds = self.options.pairs.to_string();
+        let program = self.fixtures.join("calls.py");
+        let lines = |mut command: Command| -> Result<Vec<Value>> {
+            let output = command.stderr(Stdio::inherit()).output()?;
+            ensure!(output.status.success(), "calls.py ended with {}", output.status);
+            String::from_utf8_lossy(&output.stdout).lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
+        };
+        let mut alone = Command::new(bin.join("python"));
+        alone.arg(&program).arg(&rounds);
+        let mut traced = self.traced(&[
+            "bench_target:watched",
+            "bench_target:watched_four(a=arg0.customer, b=arg0.product, c=arg0.state, d=arg0.address)",
+        ]);
+        traced.arg(bin.join("python")).arg(&program).arg(&rounds).arg("--sdk");
+        let alone = lines(alone)?;
+        let traced = lines(traced)?;
+        let get = |value: &Value, name: &str| value[name].as_f64().context("calls.py gave no figure");
+        let each = |name: &str| traced.iter().map(|line| get(line, name)).collect::<Result<Vec<_>>>();
+        let ratio = |over: &str, under: &str| {
+            traced.iter().map(|line| Ok(get(line, over)? / get(line, under)?)).collect::<Result<Vec<_>>>()
+        };
+        let untraced = alone.iter().zip(&traced).map(|(a, t)| Ok(get(t, "unwatched")? / get(a, "unwatched")?));
+        print("unwatched function, traced process / untraced", &untraced.collect::<Result<Vec<_>>>()?, "");
+        print("watched call, nothing captured", &each("watched")?, "ns");
+        print("watched call, four str attributes", &each("watched_four")?, "ns");
+        print("SDK span, four str attributes", &each("sdk_four")?, "ns");
+        print("SDK span / watched call, four attributes", &ratio("sdk_four", "watched_four")?, "");
+        Ok(())
+    }
+
+    fn rate(&self, bin: &Path) -> Result<()> {
+        let calls = 1_000_000;
+        let (mut per_second, mut cpu, mut memory, mut lost, mut dropped) = (vec![], vec![], vec![], vec![], vec![]);
+        for _ in 0..self.options.pairs {
+            let mut command = self.traced(&["bench_target:watched"]);
+            command.arg(bin.join("python")).arg(self.fixtures.join("rate.py")).arg(calls.to_string());
+            let status = command.stderr(Stdio::null()).status()?;
+            ensure!(status.success(), "rate.py ended with {status}");
+            let stats = self.stats()?;
+            let number = |value: &Value| value.as_f64().unwrap_or(f64::NAN);
+            let agent = &stats["agent"];
+            let running = number(&agent["cpu_seconds"]) - number(&agent["startup_cpu_seconds"]);
+            per_second.push(number(&stats["spans"]) / number(&agent["elapsed_seconds"]));
+            cpu.push(running / number(&stats["spans"]) * 1e9);
+            memory.push(number(&agent["peak_memory_bytes"]) / 1e6);
+            lost.push(number(&stats["counters"]["events_lost"]));
+            dropped.push(number(&stats["exports"][0]["dropped"]) / number(&stats["spans"]) * 100.0);
+        }
+        print("spans a second, one process, start and end included", &per_second, "");
+        print("agent's CPU per span, OTLP/JSON file included", &cpu, "ns");
+        print("agent's peak memory", &memory, "MB");
+        print("events lost", &lost, "");
+        print("spans that the file's queue had no room for", &dropped, "%");
+        Ok(())
+    }
+
+    fn dbt(&self, bin: &Path) -> Result<()> {
+        let project = self.folder.join("dbt");
+        if project.exists() {
+            fs::remove_dir_all(&project)?;
+        }
+        let python = bin.join("python");
+        let status = Command::new(&python)
+            .arg(workspace().join("tests/fixtures/dbt/enlarge.py"))
+            .arg(&project)
+            .args(["--models", &self.options.models.to_string()])
+            .stdout(Stdio::null())
+            .status()?;
+        ensure!(status.success(), "enlarge.py ended with {status}");
+        let cpu_file = self.folder.join("cpu.txt");
+        let once = |mut command: Command| -> Result<f64> {
+            command
+                .arg(&python)
+                .args(["-S", "-E"])
+                .arg(self.fixtures.join("cpu.py"))
+                .arg(&cpu_file)
+                .arg(bin.join("dbt"));
+            command.args(["build", "--project-dir", ".", "--profiles-dir", "."]).current_dir(&project);
+            let status = command.stderr(Stdio::null()).stdout(Stdio::null()).status()?;
+            ensure!(status.success(), "dbt build ended with {status}");
+            Ok(fs::read_to_string(&cpu_file)?.trim().parse()?)
+        };
+        once(Command::new("env"))?; // warm caches, parse state
+        let (mut ratios, mut seconds, mut startup, mut running, mut spans) = (vec![], vec![], vec![], vec![], vec![]);
+        for pair in 0..self.options.pairs {
+            // Which comes first alternates: the machine may grow slower or faster meanwhile.
+            let (traced, alone) = if pair % 2 == 0 {
+                let traced = once(self.traced(&[]))?;
+                (traced, once(Command::new("env"))?)
+            } else {
+                let alone = once(Command::new("env"))?;
+                (once(self.traced(&[]))?, alone)
+            };
+            let stats = self.stats()?;
+            let agent = |name: &str| stats["agent"][name].as_f64().unwrap_or(f64::NAN);
+            ratios.push(traced / alone);
+            seconds.push(alone);
+            startup.push(agent("startup_cpu_seconds"));
+            running.push(agent("cpu_seconds") - agent("startup_cpu_seconds"));
+            spans.push(stats["spans"].as_f64().unwrap_or(f64::NAN));
+        }
+        print("dbt build, CPU time traced / untraced", &ratios, "");
+        print("dbt build, CPU time untraced", &seconds, "s");
+        print("agent's CPU time, start-up", &startup, "s");
+        print("agent's CPU time, running", &running, "s");
+        print("spans", &spans, "");
+        Ok(())
+    }
+}
+
+/// One line: median and range.
+fn print(what: &str, values: &[f64], unit: &str) {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let (Some(first), Some(last)) = (sorted.first(), sorted.last()) else { return };
+    let median = sorted[sorted.len() / 2];
+    let digits = if median.abs() >= 100.0 { 0 } else { 3 };
+    println!("  {what:<55} {median:>10.digits$} {unit:<3} ({first:.digits$} to {last:.digits$}, n={})", sorted.len());
+}
