@@ -52,6 +52,7 @@ impl Machine {
         unsafe {
             (*thread).cursor = cursor;
             (*thread).cut = 0;
+            (*thread).last_object = 0;
             bpf_loop(len, step as *mut c_void, core::ptr::from_mut(self).cast(), 0);
             ((*thread).cursor, (*thread).cut != 0)
         }

@@ -57,6 +57,12 @@ pub struct Thread {
     pub found: u64,
     pub found_key: u64,
     pub found_hash: u64,
+    /// The object whose attributes were read last in this plan, where they are in a values array: several attributes of
+    /// one object find it once.
+    pub last_object: u64,
+    pub last_type: u64,
+    pub last_values: u64,
+    pub last_keys: u64,
     pub regs: [u64; MAX_REGS],
     pub key: [u64; floe_ebpf::KEY_LEN / 8],
     pub name: [u8; MODULE_NAME_LEN],

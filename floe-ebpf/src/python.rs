@@ -275,13 +275,62 @@ pub extern "C" fn attribute(context: &Context, object: u64, key: u32, hop: u32) 
 
 #[inline(always)]
 fn lookup(context: &Context, object: u64, key: u32, hop: u32) -> Option<u64> {
-    // SAFETY: an element of LAYOUTS.
-    let layout = unsafe { &*context.layout };
-    let type_ = type_of(object)?;
+    let thread = context.thread;
+    // SAFETY: a map value that belongs to this thread.
+    if unsafe { (*thread).last_object } != object {
+        let type_ = type_of(object)?;
+        let entry = hop_entry(hop, type_)?;
+        match storage(context, object, type_, entry)? {
+            (values, 0) => {
+                // SAFETY: an element of LAYOUTS.
+                let layout = unsafe { &*context.layout };
+                let keys = pointer(type_ + u64::from(layout.type_cached_keys))?;
+                // SAFETY: as above.
+                unsafe {
+                    (*thread).last_type = type_;
+                    (*thread).last_values = values;
+                    (*thread).last_keys = keys;
+                    (*thread).last_object = object;
+                }
+            }
+            (_, dict) => return dict_value(context, dict, key, type_, entry),
+        }
+    }
+    // SAFETY: as above.
+    let (type_, values, keys) = unsafe { ((*thread).last_type, (*thread).last_values, (*thread).last_keys) };
     let entry = hop_entry(hop, type_)?;
     // SAFETY: an element of HOPS.
     let cached = unsafe { &*entry };
-    let known = cached.flags;
+    let index = if cached.type_ == type_
+        && cached.keys == keys
+        && read::<u64>(cached.slot) == Some(cached.key)
+        && read::<u64>(cached.key + STR_LENGTH + 8) == Some(cached.hash)
+    {
+        u64::from(cached.index)
+    } else {
+        // SAFETY: an element of LAYOUTS.
+        let layout = unsafe { &*context.layout };
+        let table = keys_table(layout, keys)?;
+        let index = find(context, &table, key, type_, entry)?;
+        // SAFETY: an element of HOPS.
+        unsafe {
+            (*entry).slot = table.entries + index * table.stride + table.key_offset;
+            (*entry).keys = keys;
+        }
+        index
+    };
+    // SAFETY: an element of LAYOUTS.
+    let items = u64::from(unsafe { (*context.layout).values_items });
+    pointer(values + items + index * 8)
+}
+
+/// Where an instance keeps its attributes: `(values array, 0)` or `(0, dict)`.
+#[inline(always)]
+fn storage(context: &Context, object: u64, type_: u64, entry: *mut HopEntry) -> Option<(u64, u64)> {
+    // SAFETY: an element of LAYOUTS.
+    let layout = unsafe { &*context.layout };
+    // SAFETY: an element of HOPS.
+    let known = unsafe { (*entry).flags };
     let flags = if known != 0 && known >> 32 == type_ & 0xffff_ffff {
         known & 0xffff_ffff
     } else {
@@ -291,11 +340,10 @@ fn lookup(context: &Context, object: u64, key: u32, hop: u32) -> Option<u64> {
         flags
     };
     let style = layout.instance_style;
-
     let mut values = 0;
     let mut dict = 0;
     if style == instance_style::DICT || flags & MANAGED_DICT == 0 {
-        dict = read::<u64>(dict_slot(layout, object, type_)?)?;
+        dict = pointer(dict_slot(layout, object, type_)?)?;
     } else if style == instance_style::VALUES_AND_DICT {
         let [v, d] = read::<[u64; 2]>(object.wrapping_sub(32))?;
         if v == 0 {
@@ -326,31 +374,10 @@ fn lookup(context: &Context, object: u64, key: u32, hop: u32) -> Option<u64> {
             dict = read::<u64>(object.wrapping_sub(24))?;
         }
     }
-
-    if values != 0 {
-        let keys = pointer(type_ + u64::from(layout.type_cached_keys))?;
-        let index = if cached.type_ == type_
-            && cached.keys == keys
-            && read::<u64>(cached.slot) == Some(cached.key)
-            && read::<u64>(cached.key + STR_LENGTH + 8) == Some(cached.hash)
-        {
-            u64::from(cached.index)
-        } else {
-            let table = keys_table(layout, keys)?;
-            let index = find(context, &table, key, type_, entry)?;
-            // SAFETY: an element of HOPS.
-            unsafe {
-                (*entry).slot = table.entries + index * table.stride + table.key_offset;
-                (*entry).keys = keys;
-            }
-            index
-        };
-        return pointer(values + u64::from(layout.values_items) + index * 8);
-    }
-    if dict == 0 {
+    if values == 0 && dict == 0 {
         return None;
     }
-    dict_value(context, dict, key, type_, entry)
+    Some((values, dict))
 }
 
 /// Index of the keyword `key` in a tuple of names, plus one, or 0.
