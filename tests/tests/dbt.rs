@@ -179,7 +179,12 @@ fn check(project: &Project, outcome: &Outcome, command: &str) {
             ref other => wrong.push(format!("{id}: {} spans", other.len())),
         }
     }
+    // dbt 1.8 runs hooks, but does not list them in its results.
+    let lists_hooks = metadata["dbt_version"].as_str().is_none_or(|version| !version.starts_with("1.8."));
     for (id, extra) in spans {
+        if !lists_hooks && id.starts_with("operation.") && extra.len() == 1 {
+            continue;
+        }
         wrong.push(format!("{id}: {} spans, but dbt has no result: {:?}", extra.len(), extra[0]));
     }
     assert!(wrong.is_empty(), "the spans are not dbt's results:\n  {}\n{outcome}", wrong.join("\n  "));

@@ -10,7 +10,7 @@ use std::{
 };
 
 use crate::{
-    kernel::{Kernel, KernelError, LinkId, Site},
+    kernel::{Kernel, KernelError, LinkId, Site, nop5},
     python::{
         elf::{ElfFile, FileIdentity},
         gate::Gate,
@@ -82,19 +82,8 @@ impl KnownInterpreter {
     pub(super) fn attach_gate(&mut self, kernel: &mut Kernel, memory: &dyn Memory, gate: &Gate) -> Result<(), Refusal> {
         let no_gate = |why: String| Refusal::GateProbe { why };
         if self.gate.is_none() {
-            let path = self.path();
-            let attach = |kernel: &mut Kernel, site| {
-                kernel.attach(site, &path, gate.offset, None).map_err(|error| no_gate(error.to_string()))
-            };
-            let enter = attach(kernel, Site::GateEnter)?;
-            let leave = match attach(kernel, Site::GateReturn) {
-                Ok(link) => link,
-                Err(error) => {
-                    kernel.detach([enter]);
-                    return Err(error);
-                }
-            };
-            self.gate = Some((gate.offset, [enter, leave]));
+            let links = attach_gate(kernel, &self.file, &self.path(), gate.offset).map_err(no_gate)?;
+            self.gate = Some((gate.offset, links));
         }
         let mut seen = String::new();
         for _ in 0..READ_TRIES {
@@ -202,16 +191,13 @@ impl Files {
         );
         // The gate too, where the symbol table tells its place: a probe that is attached while a process waits can make it
         // wait long, for instance while somebody else on the machine detaches one.
-        let gate = match file.gate_offset() {
-            Some(offset) => Some((
-                offset,
-                [
-                    kernel.attach(Site::GateEnter, &open.path(), offset, None)?,
-                    kernel.attach(Site::GateReturn, &open.path(), offset, None)?,
-                ],
-            )),
-            None => None,
-        };
+        let gate = file.gate_offset().and_then(|offset| match attach_gate(kernel, &file, &open.path(), offset) {
+            Ok(links) => Some((offset, links)),
+            Err(why) => {
+                tracing::debug!("{why}"); // said again when a process of this file is to be traced
+                None
+            }
+        });
         self.0.insert(file.identity(), Known::Interpreter(Box::new(KnownInterpreter { file, open, gate })));
         Ok(())
     }
@@ -234,4 +220,38 @@ impl Files {
             _ => Ok(false),
         }
     }
+}
+
+/// Attaches the gate's two programs at an offset of an interpreter file, or says why not.
+fn attach_gate(
+    kernel: &mut Kernel,
+    file: &InterpreterFile,
+    path: &Path,
+    offset: FileOffset,
+) -> Result<[LinkId; 2], String> {
+    let mut instruction = [0; nop5::NOP5.len()];
+    let address = file.elf().file_addr(offset).ok_or("the gate is not in the file")?;
+    file.elf().read_at(address, &mut instruction).map_err(|error| error.to_string())?;
+    let first = if instruction == nop5::NOP5 {
+        let given_up = nop5::give_up_optimising(kernel, path, offset).map_err(|why| {
+            format!(
+                "its gate is a five-byte NOP, which this kernel may turn into a call that forked children do not \
+                 survive, and it could not be kept from that: {why}"
+            )
+        })?;
+        Some(given_up)
+    } else {
+        None
+    };
+    let attached = kernel.attach(Site::GateEnter, path, offset, None).and_then(|enter| {
+        match kernel.attach(Site::GateReturn, path, offset, None) {
+            Ok(leave) => Ok([enter, leave]),
+            Err(error) => {
+                kernel.detach([enter]);
+                Err(error)
+            }
+        }
+    });
+    kernel.detach(first);
+    attached.map_err(|error| error.to_string())
 }

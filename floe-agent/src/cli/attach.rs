@@ -23,7 +23,7 @@ pub(super) fn run(options: &TraceOptions, pid: u32) -> Result<u8> {
     let attached = match session.attach.attach(Pid(pid)) {
         Ok(attached) => attached,
         Err(error) => {
-            session.finish()?;
+            session.abandon();
             return Err(error.into());
         }
     };

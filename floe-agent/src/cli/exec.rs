@@ -15,9 +15,16 @@ use crate::units::Pid;
 pub(super) fn run(options: &TraceOptions, command: &[OsString]) -> Result<u8> {
     let (program, arguments) = command.split_first().context("no command given")?;
     let session = Session::start(options)?;
-    let status = supervise(&session, program, arguments);
-    session.finish()?;
-    Ok(exit_code(status?))
+    match supervise(&session, program, arguments) {
+        Ok(status) => {
+            session.finish()?;
+            Ok(exit_code(status))
+        }
+        Err(error) => {
+            session.abandon();
+            Err(error)
+        }
+    }
 }
 
 /// Starts the command, passes signals on, and waits for it.

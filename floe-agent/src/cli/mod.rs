@@ -85,6 +85,11 @@ pub fn main() -> u8 {
     if std::env::args_os().nth(1).is_some_and(|argument| argument == crate::kernel::trial::ARGUMENT) {
         crate::kernel::trial::child();
     }
+    let mut arguments = std::env::args().skip(1);
+    if arguments.next().is_some_and(|argument| argument == crate::kernel::nop5::ARGUMENT) {
+        let (path, offset) = (arguments.next().unwrap_or_default(), arguments.next().unwrap_or_default());
+        crate::kernel::nop5::child(&path, offset.parse().unwrap_or_default());
+    }
     let cli = Cli::parse();
     start_log(cli.verbose);
     let result = match cli.command {

@@ -116,6 +116,13 @@ impl Session {
         &self.runtime
     }
 
+    /// Ends a session in which nothing was traced: nothing is printed.
+    pub(super) fn abandon(self) {
+        self.attach.stop();
+        self.stop.store(true, Ordering::Release);
+        let _ = self.events.join();
+    }
+
     /// Ends tracing: what is open ends now, everything is written, the summary is printed.
     pub(super) fn finish(self) -> Result<()> {
         let Self { attach, events, stop, pipeline, counters, runtime, stats, started, startup_cpu } = self;

@@ -8,6 +8,7 @@ pub mod btf;
 pub mod decode;
 pub mod event;
 mod load;
+pub mod nop5;
 mod ring;
 pub mod trial;
 
