@@ -22,7 +22,7 @@ use crate::{
     kernel::{Kernel, KernelError, LinkId, Site, UrgentReader, trial::Trial},
     process::identity,
     python::{
-        identify::{Interpreter, Refusal, locate},
+        identify::{Interpreter, InterpreterFile, Refusal, locate},
         layout::PyLayout,
         memory::{CachedMemory, Memory as _, ProcessMemory},
         resolve::{FoundFunction, FunctionKind, ResolveError, Resolver},
@@ -42,7 +42,7 @@ const LIBRARY_PATIENCE: Duration = Duration::from_millis(500);
 /// How long a program has for coming by `Py_RunMain` when its interpreter file was probed after its start.
 const LATE_PATIENCE: Duration = Duration::from_millis(100);
 /// Threads of a process to which the meeting point is attached.
-const MEETING_THREADS: usize = 256;
+const MEETING_THREADS: usize = 64;
 /// An answer that comes this close to the end of the wait is taken for too late.
 const MARGIN: u64 = 500_000;
 
@@ -261,7 +261,7 @@ impl Attacher {
             .ok_or(Refusal::SelfCheckFailed { what: "its interpreter file changed while it was examined".into() })?;
         known.attach_gate(&mut self.kernel, &memory, &gate)?;
         if !wait.lasts() {
-            self.meet(pid, &located.file);
+            self.meet(pid, &located.file, located.bias);
             return Ok(None);
         }
 
@@ -671,7 +671,7 @@ impl Attacher {
                 tracing::info!(
                     "process {pid} was faster than its interpreter could be probed: it is traced from now on"
                 );
-                self.meet(pid, &located.file);
+                self.meet(pid, &located.file, located.bias);
             }
         }
     }
@@ -739,27 +739,31 @@ impl Attacher {
         let path = located.file.elf().path().to_path_buf();
         self.files.ensure(&mut self.kernel, &located.file, &path).map_err(kernel)?;
         self.track(pid).map_err(kernel)?;
-        self.meet(pid, &located.file);
+        self.meet(pid, &located.file, located.bias);
         Ok(interpreter.version())
     }
 
-    /// Arranges to arm a process as soon as one of its threads holds the GIL: the next call of the allocator is probed, in
-    /// each thread there is.
-    fn meet(&mut self, pid: Pid, file: &crate::python::identify::InterpreterFile) {
+    /// Arranges to arm a process as soon as one of its threads holds the GIL: functions that are only called then are
+    /// probed, in each thread there is, until the first of them is called.
+    fn meet(&mut self, pid: Pid, file: &InterpreterFile, bias: u64) {
         if self.meetings.contains_key(&pid) {
             return;
         }
-        let (Some(offset), Some(known)) = (file.malloc(), self.files.get_mut(file.identity())) else {
-            self.verdict(pid, "refused", None, Some("its interpreter does not export PyObject_Malloc".into()));
-            return;
-        };
+        let Some(known) = self.files.get_mut(file.identity()) else { return };
         let path = known.path();
+        let points = file.meeting_points(&ProcessMemory::new(pid), bias);
         let mut links = Vec::new();
         for tid in identity::threads(pid).unwrap_or_default().into_iter().take(MEETING_THREADS) {
-            match self.kernel.attach(Site::Rendezvous, &path, offset, Some(tid)) {
-                Ok(link) => links.push(link),
-                Err(error) => tracing::debug!("{error}"),
+            for &offset in &points {
+                match self.kernel.attach(Site::Rendezvous, &path, offset, Some(tid)) {
+                    Ok(link) => links.push(link),
+                    Err(error) => tracing::debug!("{error}"),
+                }
             }
+        }
+        if links.is_empty() {
+            self.verdict(pid, "refused", None, Some("no function could be probed to meet its threads at".into()));
+            return;
         }
         if let Err(error) = self.kernel.ask_for_rendezvous(pid) {
             tracing::warn!("{error}");
@@ -771,9 +775,9 @@ impl Attacher {
     fn meet_again(&mut self, pid: Pid, epoch: Epoch) {
         self.report.late_answers += 1;
         let Some(traced) = self.spaces.get_mut(epoch) else { return };
-        let file = traced.file;
+        let (file, bias) = (traced.file, traced.interpreter.bias);
         if let Some(file) = self.files.interpreters().into_iter().find(|known| known.identity() == file) {
-            self.meet(pid, &file);
+            self.meet(pid, &file, bias);
         }
     }
 
@@ -808,9 +812,9 @@ impl Attacher {
             .collect();
         for &(pid, epoch) in &living {
             let Some(traced) = self.spaces.get_mut(epoch) else { continue };
-            let file = traced.file;
+            let (file, bias) = (traced.file, traced.interpreter.bias);
             if let Some(file) = self.files.interpreters().into_iter().find(|known| known.identity() == file) {
-                self.meet(pid, &file);
+                self.meet(pid, &file, bias);
             }
         }
         let until = Instant::now() + Duration::from_millis(if living.is_empty() { 0 } else { 300 });

@@ -128,6 +128,7 @@ const VECTORCALL: &str = "_PyFunction_Vectorcall";
 const VERSION: &str = "Py_Version";
 const EVAL_FRAME_DEFAULT: &str = "_PyEval_EvalFrameDefault";
 const MALLOC: &str = "PyObject_Malloc";
+const SAVE_THREAD: &str = "PyEval_SaveThread";
 const SET_RECURSION_LIMIT: &str = "Py_SetRecursionLimit";
 /// In all versions, 2.7 included.
 const INITIALIZE: &str = "Py_Initialize";
@@ -135,8 +136,17 @@ const INITIALIZE: &str = "Py_Initialize";
 const DEBUG_ONLY: &[&str] = &["_Py_RefTotal", "_Py_NegativeRefcount", "_Py_PrintReferences"];
 
 fn wanted() -> Vec<&'static str> {
-    let mut wanted =
-        vec![RUNTIME, RUN_MAIN, VERSION, EVAL_FRAME_DEFAULT, MALLOC, SET_RECURSION_LIMIT, INITIALIZE, VECTORCALL];
+    let mut wanted = vec![
+        RUNTIME,
+        RUN_MAIN,
+        VERSION,
+        EVAL_FRAME_DEFAULT,
+        MALLOC,
+        SET_RECURSION_LIMIT,
+        INITIALIZE,
+        VECTORCALL,
+        SAVE_THREAD,
+    ];
     wanted.extend(DEBUG_ONLY);
     wanted.extend(CoreTypes::SYMBOLS);
     wanted
@@ -228,9 +238,25 @@ impl InterpreterFile {
         super::gate::offset_in_file(&self.elf, self.elf.symbol(VECTORCALL)?)
     }
 
-    /// `PyObject_Malloc` in the file: called by every thread that does anything, with the GIL held.
-    pub fn malloc(&self) -> Option<FileOffset> {
-        self.elf.file_offset(self.elf.symbol(MALLOC)?)
+    /// Functions that run with the GIL held, one of which every thread that does anything soon comes by: the allocator, the
+    /// release of the GIL (their exported forms, which link-time optimisation may leave unused), and the destructors of
+    /// common types, which are always called through their pointers.
+    pub fn meeting_points(&self, mem: &dyn Memory, bias: u64) -> Vec<FileOffset> {
+        /// `PyTypeObject.tp_dealloc`, in all versions.
+        const TP_DEALLOC: u64 = 48;
+        let types = self.types(bias);
+        let types = types.map(|t| vec![t.str, t.float, t.function, t.method, t.cell]).unwrap_or_default();
+        let destructors = types
+            .into_iter()
+            .filter_map(|type_| mem.read_ptr(type_.offset(TP_DEALLOC)).ok())
+            .map(|address| FileAddr(address.0.wrapping_sub(bias)))
+            .filter(|&address| self.elf.is_code(address));
+        let exported = [MALLOC, SAVE_THREAD].into_iter().filter_map(|name| self.elf.symbol(name));
+        let mut offsets: Vec<_> =
+            exported.chain(destructors).filter_map(|address| self.elf.file_offset(address)).collect();
+        offsets.sort_unstable();
+        offsets.dedup();
+        offsets
     }
 
     /// `Py_SetRecursionLimit` in the file.
