@@ -1,6 +1,13 @@
 //! Loading the programs, attaching them, and their maps.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use aya::{
     Btf as AyaBtf, Ebpf, EbpfError, EbpfLoader,
@@ -148,10 +155,15 @@ pub struct Kernel {
     keys: Array<MapData, Key>,
     rendezvous: HashMap<MapData, u32, u32>,
     epochs: Array<MapData, u64>,
+    own_hits: Arc<AtomicU64>,
 }
 
 /// Reads the programs' counters; may be used from any thread.
-pub struct Counters(PerCpuArray<MapData, u64>);
+pub struct Counters {
+    map: PerCpuArray<MapData, u64>,
+    /// Hits of the gate's programs by the agent's own test processes.
+    own_hits: Arc<AtomicU64>,
+}
 
 impl Counters {
     /// All counters, summed over the CPUs.
@@ -159,8 +171,9 @@ impl Counters {
         Counter::ALL
             .iter()
             .map(|&counter| {
-                let sum = self.0.get(&(counter as u32), 0).map_or(0, |values| values.iter().sum());
-                (counter, sum)
+                let sum: u64 = self.map.get(&(counter as u32), 0).map_or(0, |values| values.iter().sum());
+                let own = if counter == Counter::GateForeign { self.own_hits.load(Ordering::Relaxed) } else { 0 };
+                (counter, sum.saturating_sub(own))
             })
             .collect()
     }
@@ -225,7 +238,8 @@ pub fn load(bounds: WaitBounds) -> Result<(Kernel, UrgentReader, EventReader, Co
         .map_err(|source| KernelError::Map { map: "URGENT", source })?;
     let events = RingBuf::try_from(ebpf.take_map("EVENTS").expect("the object has the map"))
         .map_err(|source| KernelError::Map { map: "EVENTS", source })?;
-    let counters = Counters(map!(PerCpuArray, "COUNTERS"));
+    let own_hits = Arc::new(AtomicU64::new(0));
+    let counters = Counters { map: map!(PerCpuArray, "COUNTERS"), own_hits: own_hits.clone() };
     let mut kernel = Kernel {
         settings,
         settings_map: map!(Array, "SETTINGS"),
@@ -238,6 +252,7 @@ pub fn load(bounds: WaitBounds) -> Result<(Kernel, UrgentReader, EventReader, Co
         keys: map!(Array, "KEYS"),
         rendezvous: map!(HashMap, "RENDEZVOUS"),
         epochs: map!(Array, "EPOCHS"),
+        own_hits,
         ebpf,
     };
     kernel.write_settings()?;
@@ -306,6 +321,11 @@ impl Kernel {
             // If the thread cannot be started the links are dropped here.
             let _ = std::thread::Builder::new().name("floe-detach".into()).spawn(move || drop(taken));
         }
+    }
+
+    /// A test process of the agent's own has hit the gate's program once: it is not to be counted.
+    pub(super) fn count_own_hit(&self) {
+        self.own_hits.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Lets a waiting thread go on.

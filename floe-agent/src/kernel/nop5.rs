@@ -103,7 +103,10 @@ fn hit_in_child(kernel: &mut Kernel, child: &mut Child, file: &Path, offset: Fil
         kernel.attach(Site::GateEnter, file, offset, Some(Tid(child.id()))).map_err(|error| error.to_string())?;
     match step(pid, address) {
         // A call (e8) there would mean that the kernel did optimise.
-        Ok(0xcc) => Ok(link),
+        Ok(0xcc) => {
+            kernel.count_own_hit();
+            Ok(link)
+        }
         Ok(byte) => {
             kernel.detach([link]);
             Err(format!("after a hit there is the byte {byte:02x} and no breakpoint"))

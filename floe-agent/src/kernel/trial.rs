@@ -92,6 +92,7 @@ pub fn run(kernel: &mut Kernel) -> Result<Trial, KernelError> {
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .status();
+    kernel.count_own_hit();
     Ok(match status {
         Ok(status) if status.code() == Some(ALIVE) => Trial::Works,
         Ok(status) => Trial::Fails(match status.signal() {
