@@ -80,7 +80,7 @@ fn compare(outcome: &Outcome, cases: &Cases) {
         }
     }
     let lines: Vec<_> = wrong.iter().take(60).map(String::as_str).collect();
-    assert!(wrong.is_empty(), "{} values are wrong:\n  {}", wrong.len(), lines.join("\n  "));
+    assert!(wrong.is_empty(), "{} values are wrong:\n  {}\n{outcome}", wrong.len(), lines.join("\n  "));
 }
 
 fn judge(expected: &Value, captured: Option<&Value>, truncated: Option<&Value>, name: &str) -> Result<(), String> {
