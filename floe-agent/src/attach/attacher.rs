@@ -62,6 +62,8 @@ pub(super) struct Attacher {
     late: Vec<(Pid, Epoch, Instant)>,
     /// Processes that are to be armed as soon as one of their threads holds the GIL.
     meetings: HashMap<Pid, Vec<LinkId>>,
+    /// Processes that were met once more because the first time took too long.
+    retried: HashSet<Pid>,
     /// Packs whose version was reported, per process.
     reported: HashSet<(Pid, String)>,
     report: Report,
@@ -113,6 +115,7 @@ impl Attacher {
             starting: Vec::new(),
             late: Vec::new(),
             meetings: HashMap::new(),
+            retried: HashSet::new(),
             reported: HashSet::new(),
             report: Report::default(),
         })
@@ -216,6 +219,13 @@ impl Attacher {
             Ok(None) => {}
             // Met before it came by `Py_RunMain`: it will.
             Err(refusal) if refusal.is_temporary() => tracing::debug!("process {pid}: {refusal}"),
+            // It has gone on meanwhile, so what was read of it may not fit together: once more, where it waits again.
+            Err(refusal) if !wait.lasts() && identity::is_alive(pid) && self.retried.insert(pid) => {
+                tracing::debug!("process {pid}: {refusal}, too late");
+                if let Ok(located) = locate(pid, &self.files.interpreters()) {
+                    self.meet(pid, &located.file, located.bias);
+                }
+            }
             Err(refusal) => self.verdict(pid, "refused", None, Some(refusal.to_string())),
         }
     }
@@ -371,6 +381,9 @@ impl Attacher {
                                 break;
                             }
                             if function.kind != FunctionKind::Plain && probe.kind == Kind::Call {
+                                if !self.reported.insert((pid, format!("{}:{}", probe.pack, probe.name))) {
+                                    continue;
+                                }
                                 eprintln!(
                                     "floe-agent: process {pid}: {} is a generator or coroutine: its calls return at once, \
                                      so it gets no spans",

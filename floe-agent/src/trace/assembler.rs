@@ -293,8 +293,8 @@ impl Assembler {
             return;
         };
         let end = ProcessEnd::from_wait(code);
-        // A signal never ends one thread alone.
-        if process_ended || matches!(end, ProcessEnd::Signalled(_)) {
+        // Neither a signal nor an exit code ends one thread alone: the others are about to end too.
+        if process_ended || code != 0 {
             let ending = Ending::Incomplete { reason: PROCESS_EXITED, process: Some(end) };
             core.close_above(process, stamp.tid, 0, stamp.time, &ending);
             if process_ended {
