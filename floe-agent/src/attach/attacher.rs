@@ -767,8 +767,10 @@ impl Attacher {
         let points = file.meeting_points(&ProcessMemory::new(pid), bias);
         let mut links = Vec::new();
         for tid in identity::threads(pid).unwrap_or_default().into_iter().take(MEETING_THREADS) {
-            for &offset in &points {
-                match self.kernel.attach(Site::Rendezvous, &path, offset, Some(tid)) {
+            let points = points.iter().map(|&offset| (Site::Rendezvous, offset));
+            let waiting = file.takes_gil().map(|offset| (Site::RendezvousReturn, offset));
+            for (site, offset) in points.chain(waiting) {
+                match self.kernel.attach(site, &path, offset, Some(tid)) {
                     Ok(link) => links.push(link),
                     Err(error) => tracing::debug!("{error}"),
                 }

@@ -98,11 +98,20 @@ pub enum Site {
     StackConfig,
     /// A function that is only called with the GIL held.
     Rendezvous,
+    /// The return of a function that takes the GIL.
+    RendezvousReturn,
 }
 
 impl Site {
-    const ALL: [Site; 6] =
-        [Site::GateEnter, Site::GateReturn, Site::RunMain, Site::StackSwitch, Site::StackConfig, Site::Rendezvous];
+    const ALL: [Site; 7] = [
+        Site::GateEnter,
+        Site::GateReturn,
+        Site::RunMain,
+        Site::StackSwitch,
+        Site::StackConfig,
+        Site::Rendezvous,
+        Site::RendezvousReturn,
+    ];
 
     const fn program(self) -> &'static str {
         match self {
@@ -112,6 +121,7 @@ impl Site {
             Site::StackSwitch => "stack_switch",
             Site::StackConfig => "stack_config",
             Site::Rendezvous => "rendezvous",
+            Site::RendezvousReturn => "rendezvous_return",
         }
     }
 }

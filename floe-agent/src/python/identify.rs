@@ -129,6 +129,7 @@ const VERSION: &str = "Py_Version";
 const EVAL_FRAME_DEFAULT: &str = "_PyEval_EvalFrameDefault";
 const MALLOC: &str = "PyObject_Malloc";
 const SAVE_THREAD: &str = "PyEval_SaveThread";
+const RESTORE_THREAD: &str = "PyEval_RestoreThread";
 const SET_RECURSION_LIMIT: &str = "Py_SetRecursionLimit";
 /// In all versions, 2.7 included.
 const INITIALIZE: &str = "Py_Initialize";
@@ -146,6 +147,7 @@ fn wanted() -> Vec<&'static str> {
         INITIALIZE,
         VECTORCALL,
         SAVE_THREAD,
+        RESTORE_THREAD,
     ];
     wanted.extend(DEBUG_ONLY);
     wanted.extend(CoreTypes::SYMBOLS);
@@ -238,6 +240,11 @@ impl InterpreterFile {
         super::gate::offset_in_file(&self.elf, self.elf.symbol(VECTORCALL)?)
     }
 
+    /// The function that takes the GIL again after a wait: at its return the thread has it.
+    pub fn takes_gil(&self) -> Option<FileOffset> {
+        self.elf.file_offset(self.elf.symbol(RESTORE_THREAD)?)
+    }
+
     /// Functions that run with the GIL held, one of which every thread that does anything soon comes by: the allocator, the
     /// release of the GIL (their exported forms, which link-time optimisation may leave unused), and the destructors of
     /// common types, which are always called through their pointers.
@@ -245,7 +252,7 @@ impl InterpreterFile {
         /// `PyTypeObject.tp_dealloc`, in all versions.
         const TP_DEALLOC: u64 = 48;
         let types = self.types(bias);
-        let types = types.map(|t| vec![t.str, t.float, t.function, t.method, t.cell]).unwrap_or_default();
+        let types = types.map(|t| vec![t.str, t.function]).unwrap_or_default();
         let destructors = types
             .into_iter()
             .filter_map(|type_| mem.read_ptr(type_.offset(TP_DEALLOC)).ok())

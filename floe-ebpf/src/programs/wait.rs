@@ -14,8 +14,8 @@ use aya_ebpf::{
             bpf_copy_from_user_task, bpf_get_current_task_btf, bpf_ktime_get_boot_ns, bpf_loop, bpf_ringbuf_output,
         },
     },
-    macros::uprobe,
-    programs::ProbeContext,
+    macros::{uprobe, uretprobe},
+    programs::{ProbeContext, RetProbeContext},
 };
 use floe_ebpf::{ACK_SLOTS, Counter, MODULE_NAME_LEN, Urgent, process_flags, urgent};
 
@@ -165,15 +165,28 @@ pub fn stack_config(ctx: ProbeContext) -> u32 {
 /// A function that is only called with the GIL held: the meeting point that user space asked for.
 #[uprobe(sleepable)]
 pub fn rendezvous(ctx: ProbeContext) -> u32 {
+    // SAFETY: the context's registers.
+    meet(unsafe { (*ctx.regs).rsp });
+    0
+}
+
+/// The same at the return of a function that takes the GIL.
+#[uretprobe(sleepable)]
+pub fn rendezvous_return(ctx: RetProbeContext) -> u32 {
+    // SAFETY: the context's registers.
+    meet(unsafe { (*ctx.regs).rsp });
+    0
+}
+
+#[inline(always)]
+fn meet(stack: u64) {
     let tgid = tgid();
     if RENDEZVOUS.remove(tgid).is_err() {
-        return 0; // not wanted, or another thread was first
+        return; // not wanted, or another thread was first
     }
     // SAFETY: as in `run_main`.
-    let Some(process) = (unsafe { PROCESSES.get(tgid) }) else { return 0 };
-    let Some(settings) = settings() else { return 0 };
+    let Some(process) = (unsafe { PROCESSES.get(tgid) }) else { return };
+    let Some(settings) = settings() else { return };
     let mut record = record(urgent::RENDEZVOUS, process.epoch, settings.long_wait, 0, 0);
-    // SAFETY: the context's registers.
-    ask(&mut record, unsafe { (*ctx.regs).rsp });
-    0
+    ask(&mut record, stack);
 }
