@@ -360,7 +360,7 @@ impl Attacher {
             self.check_versions(pid, &modules, module);
             if module.is_none_or(|name| name == GREENLET)
                 && imported(&modules, GREENLET)
-                && !self.guard_greenlet(pid, epoch, &modules)
+                && !self.guard_greenlet(pid, epoch, &modules, wait)
             {
                 return;
             }
@@ -490,7 +490,7 @@ impl Attacher {
 
     /// Watches the functions by which greenlet switches stacks. Where that fails, the process is left alone; whether it
     /// is not.
-    fn guard_greenlet(&mut self, pid: Pid, epoch: Epoch, modules: &Resolver<'_>) -> bool {
+    fn guard_greenlet(&mut self, pid: Pid, epoch: Epoch, modules: &Resolver<'_>, wait: Wait) -> bool {
         let mut functions = Vec::new();
         for method in ["switch", "throw"] {
             match modules.find_method_def(GREENLET_EXTENSION, &format!("greenlet.{method}")) {
@@ -504,6 +504,12 @@ impl Attacher {
             let entries = GREENLET_API_SWITCHES.map(|index| memory.read_ptr(table.offset(index * 8)));
             functions.extend(entries.into_iter().flatten().filter(|address| !address.is_null()));
         }
+        // Attaching can take longer than the thread waits, and a switch that nobody watches must find nothing armed.
+        let armed: Vec<_> =
+            self.spaces.get_mut(epoch).map(|traced| traced.armed.values().cloned().collect()).unwrap_or_default();
+        if let Some(traced) = self.spaces.get_mut(epoch) {
+            traced.disarm_all();
+        }
         let attached = functions
             .iter()
             .map(|&function| self.guards.attach(&mut self.kernel, pid, Site::StackSwitch, function))
@@ -512,6 +518,17 @@ impl Attacher {
             let why = attached.err().map_or_else(|| "its functions were not found".into(), |e| e.to_string());
             self.switches(pid, epoch, &format!("it has greenlet, whose stack switches cannot be watched: {why}"));
             return false;
+        }
+        if !wait.lasts() {
+            self.meet_again(pid, epoch);
+            return false;
+        }
+        if let Some(traced) = self.spaces.get_mut(epoch) {
+            for function in &armed {
+                if let Err(error) = traced.arm(function) {
+                    tracing::debug!("process {pid}: {error}");
+                }
+            }
         }
         true
     }
