@@ -252,6 +252,7 @@ fn attach_gate(
             }
         }
     });
-    kernel.detach(first);
+    // It stays attached to the dead child: detaching would hold up whoever attaches next, and costs more than it saves.
+    drop(first);
     attached.map_err(|error| error.to_string())
 }
