@@ -232,17 +232,14 @@ fn attach_gate(
     let mut instruction = [0; nop5::NOP5.len()];
     let address = file.elf().file_addr(offset).ok_or("the gate is not in the file")?;
     file.elf().read_at(address, &mut instruction).map_err(|error| error.to_string())?;
-    let first = if instruction == nop5::NOP5 {
-        let given_up = nop5::give_up_optimising(kernel, path, offset).map_err(|why| {
+    if instruction == nop5::NOP5 {
+        nop5::give_up_optimising(kernel, path, offset).map_err(|why| {
             format!(
                 "its gate is a five-byte NOP, which this kernel may turn into a call that forked children do not \
                  survive, and it could not be kept from that: {why}"
             )
         })?;
-        Some(given_up)
-    } else {
-        None
-    };
+    }
     let attached = kernel.attach(Site::GateEnter, path, offset, None).and_then(|enter| {
         match kernel.attach(Site::GateReturn, path, offset, None) {
             Ok(leave) => Ok([enter, leave]),
@@ -252,7 +249,5 @@ fn attach_gate(
             }
         }
     });
-    // It stays attached to the dead child: detaching would hold up whoever attaches next, and costs more than it saves.
-    drop(first);
     attached.map_err(|error| error.to_string())
 }

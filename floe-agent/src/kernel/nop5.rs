@@ -17,7 +17,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use super::{Kernel, LinkId, Site};
+use super::{Kernel, Site};
 use crate::units::{FileOffset, Tid};
 
 /// Hidden argument that makes the agent the child; the file and the offset follow.
@@ -70,9 +70,9 @@ fn map(path: &str, offset: u64) -> Option<u64> {
     }
 }
 
-/// Makes the kernel give up optimising the probe at this place. The link that is returned keeps the probe alive until it is
-/// attached for everybody; detach it then.
-pub fn give_up_optimising(kernel: &mut Kernel, file: &Path, offset: FileOffset) -> Result<LinkId, String> {
+/// Makes the kernel give up optimising the probe at this place. The probe stays attached, to the dead child, so that the
+/// kernel's flag lives on: detaching would also hold up whoever attaches next.
+pub fn give_up_optimising(kernel: &mut Kernel, file: &Path, offset: FileOffset) -> Result<(), String> {
     // The path may be one of our own descriptors.
     let file_for_child = match file.strip_prefix("/proc/self") {
         Ok(rest) => Path::new("/proc").join(std::process::id().to_string()).join(rest),
@@ -93,7 +93,7 @@ pub fn give_up_optimising(kernel: &mut Kernel, file: &Path, offset: FileOffset) 
     result
 }
 
-fn hit_in_child(kernel: &mut Kernel, child: &mut Child, file: &Path, offset: FileOffset) -> Result<LinkId, String> {
+fn hit_in_child(kernel: &mut Kernel, child: &mut Child, file: &Path, offset: FileOffset) -> Result<(), String> {
     let pid = child.id().cast_signed();
     let mut address = [0; 8];
     let read = child.stdout.take().ok_or("no pipe")?.read_exact(&mut address);
@@ -105,7 +105,7 @@ fn hit_in_child(kernel: &mut Kernel, child: &mut Child, file: &Path, offset: Fil
         // A call (e8) there would mean that the kernel did optimise.
         Ok(0xcc) => {
             kernel.count_own_hit();
-            Ok(link)
+            Ok(())
         }
         Ok(byte) => {
             kernel.detach([link]);
