@@ -20,6 +20,7 @@ use crate::{
     catalogue::Catalogue,
     export::{ExportReport, Finish, OtlpTarget, Output, Pipeline},
     kernel::{self, Counters, EventReader, WaitBounds, event::Event, trial},
+    process::run_id::RunSources,
     trace::{Assembler, AssemblerStats, Clock},
     units::{Pid, boot_now},
 };
@@ -88,7 +89,8 @@ impl Session {
             Arc::new(Pipeline::start(&outputs)?)
         };
         let (news_in, news) = mpsc::channel();
-        let options_ = attach::Options { keep_inlining: options.keep_inlining, bounds };
+        let options_ =
+            attach::Options { keep_inlining: options.keep_inlining, run_sources: RunSources::default(), bounds };
         let attach = attach::start(kernel, urgent, catalogue.clone(), trial, options_, news_in)?;
         let stop = Arc::new(AtomicBool::new(false));
         let events = {
