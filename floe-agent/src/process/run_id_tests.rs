@@ -18,7 +18,7 @@ fn vector(name: &str) -> String {
 }
 
 fn environ(variables: &[(&str, &str)]) -> Environ {
-    let text: String = variables.iter().map(|(name, value)| format!("{name}={value}\0")).collect();
+    let text: String = variables.iter().flat_map(|(name, value)| [name, "=", value, "\0"]).collect();
     Environ::from_bytes(text.into_bytes())
 }
 
@@ -68,7 +68,7 @@ fn traceparent_gives_trace_parent_flag_and_state() {
 fn a_traceparent_that_is_not_valid_is_absent() {
     let (trace, span) = ("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331");
     for text in [
-        "".to_owned(),
+        String::new(),
         "00".to_owned(),
         format!("00-{trace}-{span}"),
         format!("00-{trace}-{span}-1"),
@@ -226,7 +226,7 @@ fn a_small_text_that_inflates_to_megabytes_is_cut_off() {
     let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
     encoder.write_all(br#"{"pipeline_run_id":""#).unwrap();
     for _ in 0..12 {
-        encoder.write_all(&[b'a'; 1 << 20]).unwrap();
+        encoder.write_all(&vec![b'a'; 1 << 20]).unwrap();
     }
     let bomb = BASE64.encode(encoder.finish().unwrap());
     assert!(bomb.len() < 1 << 18);

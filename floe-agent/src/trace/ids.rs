@@ -117,7 +117,7 @@ mod tests {
         let blocks = DOCUMENT.split("\n\n").filter(|block| block.contains(mark));
         let block =
             blocks.into_iter().find(|block| block.lines().all(|line| line.is_empty() || line.starts_with("    ")));
-        block.expect(mark).lines().map(|line| line.strip_prefix("    ").unwrap_or("").to_owned() + "\n").collect()
+        block.expect(mark).lines().flat_map(|line| [line.strip_prefix("    ").unwrap_or(""), "\n"]).collect()
     }
 
     #[test]
@@ -154,17 +154,20 @@ mod tests {
             .stdout(Stdio::piped())
             .spawn()
             .expect("python3 is needed for this test");
-        let input: String = cases.iter().map(|(run, key, n)| format!("{run}\t{key}\t{n}\n")).collect();
-        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        let mut input = child.stdin.take().unwrap();
+        for (run, key, n) in cases {
+            writeln!(input, "{run}\t{key}\t{n}").unwrap();
+        }
+        drop(input);
         let output = child.wait_with_output().unwrap();
-        let expected: String = cases
+        let expected: Vec<String> = cases
             .iter()
             .map(|(run, key, n)| {
                 let trace = trace_id(run);
-                format!("{trace} {}\n", span_id(trace, key, *n))
+                format!("{trace} {}", span_id(trace, key, *n))
             })
             .collect();
-        assert_eq!(String::from_utf8(output.stdout).unwrap(), expected);
+        assert_eq!(String::from_utf8(output.stdout).unwrap().lines().collect::<Vec<_>>(), expected);
     }
 
     proptest! {
