@@ -157,23 +157,25 @@ fn attribute_value(value: event::Value) -> Option<Value> {
         // JSON has no notation for these.
         event::Value::Float(float) => Value::from(float.to_string()),
         event::Value::Bool(bool) => Value::Bool(bool),
-        event::Value::List(items) => Value::Array(array(items.into_iter().filter_map(attribute_value).collect())),
+        event::Value::List(items) => {
+            Value::Array(array(&items.into_iter().filter_map(attribute_value).collect::<Vec<_>>()))
+        }
         event::Value::None | event::Value::Map(_) => return None,
     })
 }
 
 /// Values of one type; texts, if they are not.
-fn array(items: Vec<Value>) -> Array {
+fn array(items: &[Value]) -> Array {
     fn all<T>(items: &[Value], one: impl Fn(&Value) -> Option<T>) -> Option<Vec<T>> {
         (!items.is_empty()).then(|| items.iter().map(one).collect())?
     }
     let bools = |items: &[Value]| all(items, |item| if let Value::Bool(bool) = item { Some(*bool) } else { None });
     let ints = |items: &[Value]| all(items, |item| if let Value::I64(int) = item { Some(*int) } else { None });
     let floats = |items: &[Value]| all(items, |item| if let Value::F64(float) = item { Some(*float) } else { None });
-    bools(&items)
+    bools(items)
         .map(Array::Bool)
-        .or_else(|| ints(&items).map(Array::I64))
-        .or_else(|| floats(&items).map(Array::F64))
+        .or_else(|| ints(items).map(Array::I64))
+        .or_else(|| floats(items).map(Array::F64))
         .unwrap_or_else(|| Array::String(items.iter().map(|item| item.as_str().into_owned().into()).collect()))
 }
 
