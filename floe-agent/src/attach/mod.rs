@@ -26,9 +26,9 @@ use crate::{
     catalogue::Catalogue,
     kernel::{Kernel, KernelError, UrgentReader, WaitBounds, trial::Trial},
     process::run_id::RunSources,
-    python::identify::Refusal,
+    python::{exception::ExceptionFacts, identify::Refusal},
     trace::ProcessFacts,
-    units::{Epoch, Pid},
+    units::{BootNanos, Epoch, Pid, Tid},
 };
 
 /// What the thread may do.
@@ -93,6 +93,19 @@ pub enum AttachError {
 pub enum News {
     /// A process is traced.
     Process(Box<ProcessFacts>),
+    /// An exception was read while its thread waited: it leaves this call, or comes into it if it is an `__exit__`.
+    Exception {
+        /// The process.
+        pid: Pid,
+        /// Its address space.
+        epoch: Epoch,
+        /// The thread.
+        tid: Tid,
+        /// When the call began.
+        call: BootNanos,
+        /// The exception.
+        exception: Box<ExceptionFacts>,
+    },
 }
 
 /// What became of a process.
