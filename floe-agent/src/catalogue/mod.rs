@@ -249,8 +249,7 @@ impl Catalogue {
 fn context_exit() -> Probe {
     let (module, qualname) = CONTEXT_EXIT;
     let target = Target { module: module.to_owned(), qualname: qualname.to_owned() };
-    let mut probe =
-        Probe::new("context manager's exit".to_owned(), AGENT, AGENT.to_owned(), Kind::ContextExit, target);
+    let mut probe = Probe::new("context manager's exit".to_owned(), AGENT, AGENT.to_owned(), Kind::ContextExit, target);
     let value = path::Root::Argument { position: Some(2), keyword: None };
     let attribute = |name, steps, leaf, max| Attribute {
         name: opentelemetry::Key::from_static_str(name),
@@ -267,7 +266,7 @@ fn context_exit() -> Probe {
 }
 
 /// Attributes that the agent sets itself.
-fn is_reserved(name: &str) -> bool {
+pub(crate) fn is_reserved(name: &str) -> bool {
     const NAMES: [&str; 6] =
         ["error.type", "thread.id", "code.function.name", "floe.incomplete", "floe.truncated", "floe.recursion"];
     const PREFIXES: [&str; 4] = ["exception.", "floe.trace.", "floe.nodes", "floe.process."];
@@ -317,6 +316,147 @@ mod tests {
     }
 
     #[test]
+    fn a_pack_with_a_mistake_is_left_out_and_the_others_stay() {
+        let probe = |name: &str, target: &str| {
+            format!("pack: {name}\nprobes:\n  - {{name: f, target: \"{target}\", span: {{name: f}}}}\n")
+        };
+        let text = |name: &str, text: String| (format!("{name}.yaml"), text);
+        let texts = [
+            text("a", probe("a", "m:f")),
+            text("b", probe("b", "m.g")),
+            text("c", probe("c", "m:f")),
+            text("d", "pack: d\nprobes: 3\n".into()),
+            text("e", probe("e", "m:g")),
+            text("a2", "pack: a\nprobs: []\n".into()),
+        ];
+        let Loaded { catalogue, left_out } = Catalogue::of_texts(&texts, &["m:h".into()]).unwrap();
+        assert!(catalogue.packs().iter().map(|pack| pack.name.as_str()).eq(["a", "e"]));
+        assert_eq!(catalogue.probes().len(), 3);
+        let left_out: Vec<_> = left_out.iter().map(ToString::to_string).collect();
+        for (error, expected) in left_out.iter().zip([
+            "b.yaml:3:23: target `m.g`: expected `package.module",
+            "c.yaml:3: two probes on `m:f`: `f` (a) and `f` (c); remove one",
+            "d.yaml:2:",
+            "a2.yaml:2:1: unknown field `probs`",
+        ]) {
+            assert!(error.starts_with(expected), "{error}");
+        }
+        assert_eq!(left_out.len(), 4);
+    }
+
+    #[test]
+    fn a_pack_that_does_not_fit_the_kernel_side_is_left_out() {
+        let attributes: Vec<_> = (0..70).map(|n| format!("a{n}: arg0.x{n}")).collect();
+        let yaml = format!(
+            "pack: big\nprobes:\n  - {{name: f, target: \"m:f\", span: {{name: f}}, attributes: {{{}}}}}\n",
+            attributes.join(", ")
+        );
+        let error = load(&yaml, &[]).unwrap_err().to_string();
+        assert!(error.contains(":3: probe `f`: its attributes at enter need "), "{error}");
+    }
+
+    #[test]
+    fn the_end_of_context_managers_is_probed_where_one_is() {
+        let yaml = "pack: p\nprobes:\n  - {name: x, kind: contextmanager, target: \"m:a\", span: {name: x}}\n";
+        let catalogue = load(yaml, &[]).unwrap();
+        let exit = catalogue.probes().last().unwrap();
+        assert_eq!((exit.kind, exit.target.module.as_str()), (Kind::ContextExit, "contextlib"));
+        let id = ProbeId(catalogue.probes().len() as u32 - 1);
+        assert!(catalogue.fields(id, Moment::Enter).iter().any(|name| name.as_str() == plan::EXCEPTION_TYPE));
+        let plain = yaml.replace("contextmanager", "call");
+        assert!(load(&plain, &[]).unwrap().probes().iter().all(|probe| probe.kind != Kind::ContextExit));
+    }
+
+    /// The mistakes that a validator with only the schema finds: unknown keys, missing keys, wrong types.
+    fn fits(schema: &serde_json::Value, root: &serde_json::Value, value: &serde_json::Value) -> Result<(), String> {
+        use serde_json::Value;
+        if let Some(Value::String(reference)) = schema.get("$ref") {
+            let pointer = reference.strip_prefix('#').expect("local");
+            return fits(root.pointer(pointer).expect("defined"), root, value);
+        }
+        if let Some(choices) = schema.get("anyOf").or(schema.get("oneOf")).and_then(Value::as_array) {
+            let all: Vec<_> = choices.iter().map(|choice| fits(choice, root, value)).collect();
+            return if all.iter().any(Result::is_ok) { Ok(()) } else { Err(format!("{value}: {all:?}")) };
+        }
+        if let Some(constant) = schema.get("const") {
+            return if constant == value { Ok(()) } else { Err(format!("{value} is not {constant}")) };
+        }
+        if let Some(allowed) = schema.get("enum").and_then(Value::as_array) {
+            return if allowed.contains(value) { Ok(()) } else { Err(format!("{value} is none of {allowed:?}")) };
+        }
+        let kinds: Vec<&str> = match schema.get("type") {
+            Some(Value::String(kind)) => vec![kind],
+            Some(Value::Array(kinds)) => kinds.iter().filter_map(Value::as_str).collect(),
+            _ => return Ok(()),
+        };
+        let kind = match value {
+            Value::Null => "null",
+            Value::Bool(_) => "boolean",
+            Value::Number(number) if number.is_f64() => "number",
+            Value::Number(_) => "integer",
+            Value::String(_) => "string",
+            Value::Array(_) => "array",
+            Value::Object(_) => "object",
+        };
+        if !kinds.contains(&kind) && !(kind == "integer" && kinds.contains(&"number")) {
+            return Err(format!("{value} is no {kinds:?}"));
+        }
+        if let Value::Array(items) = value
+            && let Some(item) = schema.get("items")
+        {
+            return items.iter().try_for_each(|value| fits(item, root, value));
+        }
+        let Value::Object(object) = value else { return Ok(()) };
+        for key in schema.get("required").and_then(Value::as_array).into_iter().flatten() {
+            if !object.contains_key(key.as_str().unwrap()) {
+                return Err(format!("{key} is missing"));
+            }
+        }
+        for (key, value) in object {
+            let known = schema.get("properties").and_then(|all| all.get(key));
+            match (known, schema.get("additionalProperties")) {
+                (Some(schema), _) => fits(schema, root, value)?,
+                (None, Some(Value::Bool(false))) => return Err(format!("{key} is not known")),
+                (None, Some(schema)) => fits(schema, root, value)?,
+                (None, None) => {}
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn the_schema_takes_the_packs_and_refuses_what_the_reader_refuses() {
+        let schema = schema();
+        let check = |text: &str| {
+            let value: serde_json::Value = serde_saphyr::from_str(text).unwrap();
+            fits(&schema, &schema, &value)
+        };
+        for (file, text) in EMBEDDED {
+            check(text).unwrap_or_else(|error| panic!("{file}: {error}"));
+        }
+        let whole = pack::WHOLE;
+        check(whole).unwrap();
+        for (from, to) in [
+            ("pack: shop", "pak: shop"),
+            ("kind: event", "kind: evnt"),
+            ("role: command", "role: commander"),
+            ("kind: consumer", "kind: client2"),
+            ("key: \"{shop.order}\"", "ky: x"),
+            ("add: 1", "add: one"),
+            ("add: 1", "ad: 1"),
+            ("at: enter", "at: begin"),
+            ("prefixes: [shop.]", "prefixes: shop."),
+            ("target: shop:set", "targt: shop:set"),
+            ("- name: log", "- nam: log"),
+        ] {
+            assert!(whole.contains(from), "{from}");
+            let wrong = whole.replacen(from, to, 1);
+            assert!(check(&wrong).is_err(), "{from} -> {to}");
+            assert!(pack::parse("x.yaml", &wrong).is_err(), "{from} -> {to}");
+        }
+    }
+
+    #[test]
     fn ends_of_pairs_know_their_beginning_behind_other_packs() {
         let yaml =
             "pack: p\nprobes:\n  - {name: x, kind: pair, target: \"m:a\", span: {name: x}, end: [{target: \"m:b\"}]}\n";
@@ -328,7 +468,10 @@ mod tests {
     #[test]
     fn two_probes_on_one_function_are_refused() {
         let error = Catalogue::load(&[], &["m:f".into(), "m:f(x=arg0)".into()]).unwrap_err().to_string();
-        assert_eq!(error, "--probe 'm:f(x=arg0)': two probes on `m:f`: `m:f` (command line) and `m:f` (command line); remove one");
+        assert_eq!(
+            error,
+            "--probe 'm:f(x=arg0)': two probes on `m:f`: `m:f` (command line) and `m:f` (command line); remove one"
+        );
     }
 
     #[test]

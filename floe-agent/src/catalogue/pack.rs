@@ -24,8 +24,8 @@ use super::is_reserved;
 use super::path::Path;
 use super::plan::DEFAULT_MAX;
 use super::probe::{
-    Attribute, Computed, Condition, DynamicRule, EventRule, ExceptionRule, Formula, Kind, LinkRule, Moment, Probe, Role,
-    SpanEventRule, SpanRef, SpanRule, StatusRule, Subject, Target, ValueMap, check_module,
+    Attribute, Computed, Condition, DynamicRule, EventRule, ExceptionRule, Formula, Kind, LinkRule, Moment, Probe,
+    Role, SpanEventRule, SpanRef, SpanRule, StatusRule, Subject, Target, ValueMap, check_module,
 };
 use super::template::Template;
 use super::version::VersionRange;
@@ -189,10 +189,6 @@ impl Reader<'_> {
         self.find_spans(yaml)?;
         let mut probes: Vec<Probe> = Vec::new();
         for probe in &yaml.probes {
-            if probes.iter().any(|known| known.name == probe.name.value) {
-                let problem = format!("a second probe with the name `{}`", probe.name.value);
-                return Err(self.invalid(probe.name.referenced, problem));
-            }
             self.probe(probe, &mut probes)?;
         }
         self.check_names(&probes)?;
@@ -202,7 +198,11 @@ impl Reader<'_> {
     /// Gives every span its number before anything names it.
     fn find_spans(&mut self, yaml: &PackYaml) -> Checked<()> {
         let mut index = 0;
-        for probe in &yaml.probes {
+        for (at, probe) in yaml.probes.iter().enumerate() {
+            if yaml.probes[..at].iter().any(|known| known.name.value == probe.name.value) {
+                let problem = format!("a second probe with the name `{}`", probe.name.value);
+                return Err(self.invalid(probe.name.referenced, problem));
+            }
             let own = probe.span.as_ref().map(|span| (None, span));
             let begun = probe.rules.iter().enumerate();
             let begun = begun.filter_map(|(at, rule)| Some((Some(at as u16), rule.begin.as_ref()?)));
@@ -243,8 +243,7 @@ impl Reader<'_> {
             if yaml.span.is_some() {
                 return refuse("an event has no `span`; it tells something of a span (`on`), or begins one in `rules`");
             }
-            let single =
-                yaml.on.is_some() || yaml.event.is_some() || yaml.dynamic.is_some() || !yaml.links.is_empty();
+            let single = yaml.on.is_some() || yaml.event.is_some() || yaml.dynamic.is_some() || !yaml.links.is_empty();
             let single = single || yaml.status.is_some() || yaml.exception.is_some();
             if single && !yaml.rules.is_empty() {
                 return refuse("with `rules`, what else an event does is written in a rule");
@@ -319,7 +318,8 @@ impl Reader<'_> {
         for end in &yaml.end {
             if end.target.value == OWN_RETURN {
                 if !end.attributes.0.is_empty() || end.at.is_some() || end.versions.is_some() {
-                    let problem = "with `target: return` only `when` and `unless` are expected; the attributes are the probe's";
+                    let problem =
+                        "with `target: return` only `when` and `unless` are expected; the attributes are the probe's";
                     return Err(self.invalid(end.target.referenced, problem));
                 }
                 let condition = self.condition(&end.when, &end.unless, Scope::Probe(number));
@@ -359,7 +359,12 @@ impl Reader<'_> {
             role: yaml.role,
             kind: yaml.kind.into(),
             key: self.maybe_template(yaml.key.as_ref(), "its key", Scope::Probe(probe), &inherit)?,
-            parent: self.maybe_template(yaml.parent.as_ref(), "the key of its parent", Scope::Probe(probe), &inherit)?,
+            parent: self.maybe_template(
+                yaml.parent.as_ref(),
+                "the key of its parent",
+                Scope::Probe(probe),
+                &inherit,
+            )?,
             condition: self.condition(&yaml.when, &yaml.unless, Scope::Probe(probe)),
             instant: yaml.instant,
             links: self.links(&yaml.links, Scope::Span(reference))?,
@@ -393,11 +398,8 @@ impl Reader<'_> {
             (None, Some(id), None) => Subject::End(self.span_called(id)?),
             (None, None, on) => self.subject(on.as_ref())?,
             _ => {
-                let problem = format!(
-                    "probe `{}`, rule {}: expected one of `begin`, `end` and `on`",
-                    of.name.value,
-                    number + 1
-                );
+                let problem =
+                    format!("probe `{}`, rule {}: expected one of `begin`, `end` and `on`", of.name.value, number + 1);
                 return Err(self.invalid(of.name.referenced, problem));
             }
         };
@@ -489,7 +491,8 @@ impl Reader<'_> {
     }
 
     fn template(&mut self, text: &Text, what: &str, scope: Scope) -> Checked<Template> {
-        self.maybe_template(Some(text), what, scope, &[]).map(|template| template.unwrap_or_else(|| Template::literal("")))
+        self.maybe_template(Some(text), what, scope, &[])
+            .map(|template| template.unwrap_or_else(|| Template::literal("")))
     }
 
     fn maybe_template(
@@ -502,12 +505,7 @@ impl Reader<'_> {
         let Some(text) = text else { return Ok(None) };
         let template = Template::parse(&text.value).map_err(|error| self.invalid(text.referenced, error))?;
         for name in template.attributes().filter(|name| !also.iter().any(|known| known.as_str() == *name)) {
-            self.names.push(Named {
-                at: text.referenced,
-                what: what.to_owned(),
-                attribute: name.to_owned(),
-                scope,
-            });
+            self.names.push(Named { at: text.referenced, what: what.to_owned(), attribute: name.to_owned(), scope });
         }
         Ok(Some(template))
     }
@@ -516,22 +514,13 @@ impl Reader<'_> {
         let Some(texts) = texts else { return Ok(Vec::new()) };
         let mut templates = Vec::new();
         for text in &texts.value.0 {
-            templates.push(self.template(
-                &Spanned::new(text.clone(), texts.referenced, texts.defined),
-                what,
-                scope,
-            )?);
+            templates.push(self.template(&Spanned::new(text.clone(), texts.referenced, texts.defined), what, scope)?);
         }
         Ok(templates)
     }
 
     fn name(&mut self, what: &str, name: &Text, scope: Scope) {
-        self.names.push(Named {
-            at: name.referenced,
-            what: format!("`{what}`"),
-            attribute: name.value.clone(),
-            scope,
-        });
+        self.names.push(Named { at: name.referenced, what: format!("`{what}`"), attribute: name.value.clone(), scope });
     }
 
     fn condition(
@@ -683,7 +672,7 @@ impl Reader<'_> {
                 }
                 let names = about.map_or(&mut commands, |span| spans.entry(span).or_default());
                 names.add_all(&own[index]);
-                names.any |= rule.dynamic.is_some();
+                names.any |= about.is_some() && rule.dynamic.is_some();
                 rule.set.iter().for_each(|set| names.add(set.name.as_str()));
             }
         }
@@ -693,7 +682,10 @@ impl Reader<'_> {
                 // A pair that nothing ends.
                 Scope::Span(span) if attribute.is_empty() => {
                     if !ended.contains(span) {
-                        return Err(self.invalid(*at, format!("{what}: `end` is expected with `kind: pair`, or a rule that ends it")));
+                        return Err(self.invalid(
+                            *at,
+                            format!("{what}: `end` is expected with `kind: pair`, or a rule that ends it"),
+                        ));
                     }
                     true
                 }
@@ -706,7 +698,9 @@ impl Reader<'_> {
                 }
             };
             if !known {
-                return Err(self.invalid(*at, format!("{what} names the attribute `{attribute}`, which is not captured")));
+                return Err(
+                    self.invalid(*at, format!("{what} names the attribute `{attribute}`, which is not captured"))
+                );
             }
         }
         Ok(())
@@ -761,6 +755,46 @@ fn source_of(source: &SourceYaml) -> Result<Source, String> {
     Ok(Source::Captured { path, at, max })
 }
 
+/// A pack with every kind of rule.
+#[cfg(test)]
+pub(super) const WHOLE: &str = r#"
+pack: shop
+probes:
+  - name: log
+    kind: event
+    target: shop:log
+    attributes:
+      _event: {path: arg0.kind, values: {OPEN: open, "*": null}}
+      shop.order: arg0.order
+      shop.channel: [{const: web}, {template: "{shop.order}/{_event}"}, arg0.channel]
+    rules:
+      - when: {_event: [open]}
+        begin: {id: order, name: "order {shop.order}", key: "{shop.order}", role: command, kind: consumer}
+        set: {shop.attempt: {template: "{shop.order}", add: 1}}
+      - when: {_event: [closed]}
+        end: order
+        status: {from: _event, error: [closed], message: shop.order}
+      - unless: {_event: [open, closed]}
+        on: order
+        event: {name: "{_event}", attributes: [shop.order]}
+        exception: {type: "{_event}", message: ["{shop.order}", "{_event}"]}
+        links: [{each: shop.order, key: "{value}"}]
+  - name: attribute
+    kind: event
+    target: shop:set
+    attributes: {_key: arg1, _value: arg2}
+    on: innermost
+    dynamic: {name: _key, value: _value, prefixes: [shop.]}
+  - name: step
+    kind: pair
+    target: shop:step
+    span: {name: step, inherit: [shop.order], key: "{shop.order}/{_step}"}
+    attributes: {_step: arg0, _returned: type(return)}
+    end:
+      - {target: return, unless: {_returned: [generator]}}
+      - {target: "shop:stop", at: enter, attributes: {_step: arg0}}
+"#;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -776,6 +810,7 @@ probes:
       shop.customer: self.customer.name
       shop.total: {path: return.total, max: 16}
       shop.state: [self.state, {path: self.state, at: exit}]
+      shop.reason: return.reason
     status: {from: shop.state, error: [refused], message: shop.reason, raised: ["{shop.reason}"]}
   - name: tax
     kind: pair
@@ -810,11 +845,12 @@ probes:
                 ("shop.total", "return.total".to_owned(), Moment::Exit, 16),
                 ("shop.state", "arg0.state".to_owned(), Moment::Enter, 256),
                 ("shop.state", "arg0.state".to_owned(), Moment::Exit, 256),
+                ("shop.reason", "return.reason".to_owned(), Moment::Exit, 256),
             ]
         );
         let span = probes[0].span.as_ref().unwrap();
         assert_eq!(span.role, Role::Node);
-        assert_eq!(span.unless, [("shop.customer".to_owned(), vec!["nobody".to_owned()])]);
+        assert_eq!(span.condition.unless, [("shop.customer".to_owned(), vec!["nobody".to_owned()])]);
         assert_eq!(probes[2].kind, Kind::PairEnd { begin: ProbeId(1) });
         assert_eq!(probes[3].kind, Kind::Event);
     }
@@ -827,33 +863,118 @@ probes:
                 "self..name",
                 "shop.yaml:9:22: attribute `shop.customer`: path `self..name`, character 6: expected an attribute name, found `.name`",
             ),
-            ("kind: event", "kind: evnt", "shop.yaml:21:11: unknown variant `evnt`, expected one of call, event, pair"),
-            ("    kind: event", "    knd: event", "shop.yaml:21:5: unknown field `knd`"),
+            (
+                "kind: event",
+                "kind: evnt",
+                "shop.yaml:22:11: unknown variant `evnt`, expected one of call, contextmanager, pair, event",
+            ),
+            ("    kind: event", "    knd: event", "shop.yaml:22:5: unknown field `knd`"),
             ("max: 16", "max: 5000", "shop.yaml:10:19: attribute `shop.total`: `max: 5000`: expected 1 to 1023 bytes"),
-            ("max: 16", "maxi: 16", "unknown field `maxi`, expected one of path, at, max"),
+            (
+                "max: 16",
+                "maxi: 16",
+                "unknown field `maxi`, expected one of path, at, max, values, const, template, add",
+            ),
             ("max: 16", "at: enter", "`return.total` does not exist at enter"),
             ("shop.total:", "exception.type:", "attribute `exception.type`: the agent sets this one itself"),
             ("shop.total:", "shop.customer:", "duplicate"),
-            ("role: node", "role: nod", "unknown variant `nod`, expected one of command, node, none"),
+            ("role: node", "role: nod", "unknown variant `nod`, expected one of command, node, leaf, none"),
             ("name: tax", "name: checkout", "a second probe with the name `checkout`"),
-            ("span: {name: tax}", "span: {name: \"{\"}", "shop.yaml:16:18: template `{`"),
+            ("span: {name: tax}", "span: {name: \"{\"}", "shop.yaml:17:18: template `{`"),
             ("    span: {name: tax}\n", "", "probe `tax`: expected `span"),
-            ("kind: pair", "kind: call", "probe `tax`: `end` is expected with `kind: pair`"),
+            ("kind: pair", "kind: call", "probe `tax`: `end` is expected only with `kind: pair`"),
             (
                 "target: shop:new_id",
                 "target: shop.new_id",
-                "shop.yaml:22:13: target `shop.new_id`: expected `package.module",
+                "shop.yaml:23:13: target `shop.new_id`: expected `package.module",
             ),
             ("    target: shop:new_id\n", "", "missing field `target`"),
             ("\">=2,<3\"", "2", "shop.yaml:3:86: version range `2`: expected bounds"),
             ("shop.customer: self.customer.name", "shop.customer: 5", "a path"),
-            ("{shop.id: return}", "[a]", "shop.yaml:23:17: expected mapping start"),
+            ("{shop.id: return}", "[a]", "shop.yaml:24:17: expected mapping start"),
         ] {
             assert!(GOOD.contains(from), "{from}");
             let error = error(&GOOD.replacen(from, to, 1));
             assert!(error.contains(expected), "{from} -> {to}\n  {error}\n  does not contain: {expected}");
             assert!(error.starts_with("shop.yaml:"), "{error}");
         }
+    }
+
+    #[test]
+    fn the_rules_of_an_event_are_read() {
+        let (_, probes) = parse("shop.yaml", WHOLE).unwrap();
+        let log = &probes[0];
+        assert_eq!(log.at, Moment::Enter, "all is known at the beginning");
+        let order = SpanRef { probe: ProbeId(0), rule: Some(0) };
+        let Subject::Begin(span) = &log.rules[0].subject else { panic!("{:?}", log.rules[0]) };
+        assert_eq!((span.id.as_str(), span.role), ("order", Role::Command));
+        assert_eq!(span.kind, opentelemetry::trace::SpanKind::Consumer);
+        assert_eq!(log.span_rule(Some(0)), Some(&**span));
+        assert_eq!(log.rules[1].subject, Subject::End(order));
+        assert_eq!(log.rules[2].subject, Subject::Span(order));
+        assert_eq!(log.rules[2].links.len(), 1);
+        assert_eq!(log.computed.len(), 2);
+        assert_eq!(log.values[0].1.other, Some(None), "other values are absent");
+        assert_eq!(probes[1].rules[0].subject, Subject::Innermost);
+        assert_eq!(probes[2].ends.as_ref().unwrap().unless[0].0, "_returned");
+        assert_eq!((probes[3].kind, probes[3].at), (Kind::PairEnd { begin: ProbeId(2) }, Moment::Enter));
+    }
+
+    #[test]
+    fn a_mistake_in_a_rule_gives_its_place_too() {
+        for (from, to, expected) in [
+            (
+                "end: order",
+                "end: ordre",
+                "shop.yaml:16:14: no span of this pack has the id `ordre`; there are: order, step",
+            ),
+            ("on: order", "on: sale", "no span of this pack has the id `sale`"),
+            ("id: order,", "", "a span that a rule begins needs an `id`"),
+            ("id: order", "id: command", "a span cannot have the id `command`"),
+            ("id: order", "id: step", "a second span with the id `step`"),
+            (
+                "order {shop.order}",
+                "order {shop.ordre}",
+                "its name names the attribute `shop.ordre`, which is not captured",
+            ),
+            ("key: \"{shop.order}\"", "key: \"{shop.x}\"", "its key names the attribute `shop.x`"),
+            (
+                "when: {_event: [closed]}",
+                "when: {_evnt: [closed]}",
+                "shop.yaml:15:23: `when` names the attribute `_evnt`",
+            ),
+            ("each: shop.order", "each: shop.x", "`each` names the attribute `shop.x`"),
+            ("each: shop.order, ", "", "`{value}` is an item of `each: attribute`"),
+            ("attributes: [shop.order]", "attributes: [shop.x]", "`attributes` names the attribute `shop.x`"),
+            (
+                "{template: \"{shop.order}\", add: 1}",
+                "arg0.attempt",
+                "attribute `shop.attempt`: expected `const` or `template`",
+            ),
+            ("{const: web}", "{const: web, path: arg0}", "expected one of `path`, `const` and `template`"),
+            ("{const: web}", "{const: web, add: 1}", "`add` is expected only with `template`"),
+            ("name: _key", "name: _kee", "`dynamic` names the attribute `_kee`"),
+            (
+                "    on: innermost",
+                "    on: innermost\n    rules: [{on: order}]",
+                "with `rules`, what else an event does",
+            ),
+            (
+                "        end: order",
+                "        end: order\n        on: order",
+                "probe `log`, rule 2: expected one of `begin`, `end` and `on`",
+            ),
+            ("kind: pair", "kind: call", "`end` is expected only with `kind: pair`"),
+            ("target: return, ", "target: return, at: exit, ", "with `target: return` only `when` and `unless`"),
+            ("attributes: {_step: arg0}", "attributes: {_step: return}", "`at: enter`, but some of its attributes"),
+        ] {
+            assert!(WHOLE.contains(from), "{from}");
+            let error = error(&WHOLE.replacen(from, to, 1));
+            assert!(error.contains(expected), "{from} -> {to}\n  {error}\n  does not contain: {expected}");
+        }
+        let ends = WHOLE.find("    end:\n      - {target: return").unwrap();
+        let error = error(&WHOLE[..ends]);
+        assert!(error.contains("probe `step`: `end` is expected with `kind: pair`, or a rule that ends it"), "{error}");
     }
 
     #[test]

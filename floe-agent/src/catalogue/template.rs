@@ -201,7 +201,14 @@ mod tests {
 
     #[test]
     fn a_bad_template_says_what_was_expected() {
-        for (text, problem) in [("a{b", "without `}`"), ("a{b{c}", "without `}`"), ("{a{b{c}}}", "at most"), ("a}b", "without `{`"), ("{}", "name between"), ("", "empty")] {
+        for (text, problem) in [
+            ("a{b", "without `}`"),
+            ("a{b{c}", "without `}`"),
+            ("{a{b{c}}}", "at most"),
+            ("a}b", "without `{`"),
+            ("{}", "name between"),
+            ("", "empty"),
+        ] {
             let error = Template::parse(text).unwrap_err().to_string();
             assert!(error.contains(problem), "{error}");
         }

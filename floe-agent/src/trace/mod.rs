@@ -3,10 +3,14 @@
 //! [`Assembler`] is fed with events in the order of the ring buffer and gives finished spans.
 
 mod assembler;
+mod calls;
 mod clock;
 mod finish;
+mod keys;
 mod process;
 mod resource;
+mod rules;
+mod values;
 
 pub use assembler::{Assembler, AssemblerStats, FinishedSpan, Limits};
 pub use clock::Clock;

@@ -50,10 +50,12 @@ impl Values {
     }
 
     fn put(&mut self, name: Key, value: Value) {
-        match self.attributes.iter_mut().find(|known| known.key == name) {
-            Some(known) => known.value = value,
-            None if self.attributes.len() < MAX_ATTRIBUTES => self.attributes.push(KeyValue::new(name, value)),
-            None => self.dropped += 1,
+        if let Some(known) = self.attributes.iter_mut().find(|known| known.key == name) {
+            known.value = value;
+        } else if self.attributes.len() < MAX_ATTRIBUTES {
+            self.attributes.push(KeyValue::new(name, value));
+        } else {
+            self.dropped += 1;
         }
     }
 
@@ -91,6 +93,7 @@ impl Values {
             let Some(name) = names.get(usize::from(field)) else {
                 continue;
             };
+            let cut = cut || matches!(value, event::Value::Str { cut: true, .. });
             if let event::Value::Map(entries) = value {
                 for (entry, value) in entries {
                     if let Some(value) = attribute_value(value) {
@@ -131,9 +134,8 @@ impl Values {
 
     /// Computes attributes for which nothing was captured.
     pub(super) fn compute(&mut self, rules: &[Computed]) {
-        let captured = |values: &Self, name: &Key| {
-            values.get(name.as_str()).is_some() && !values.computed.contains(name)
-        };
+        let captured =
+            |values: &Self, name: &Key| values.get(name.as_str()).is_some() && !values.computed.contains(name);
         for Computed { name, from } in rules {
             if captured(self, name) {
                 continue;
