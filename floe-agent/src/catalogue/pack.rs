@@ -550,7 +550,7 @@ impl Reader<'_> {
             if let Some(each) = &link.each {
                 self.name("each", each, scope);
             }
-            let key = self.maybe_template(Some(&link.key), "the key of a link", scope, &[value.clone()])?;
+            let key = self.maybe_template(Some(&link.key), "the key of a link", scope, std::slice::from_ref(&value))?;
             if link.each.is_none() && key.iter().flat_map(Template::attributes).any(|name| name == LINK_VALUE) {
                 let problem = "`{value}` is an item of `each: attribute`, which is not given";
                 return Err(self.invalid(link.key.referenced, problem));

@@ -6,6 +6,7 @@ mod assembler;
 mod calls;
 mod clock;
 mod finish;
+pub mod ids;
 mod keys;
 mod process;
 mod resource;

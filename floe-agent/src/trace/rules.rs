@@ -47,7 +47,9 @@ impl Core {
             let targets = self.linked(process, &rule.links, values);
             let (trace, time) = (process.trace.id, self.clock.wall(stamp.time));
             if let Some(span) = process.span(span_id) {
-                targets.into_iter().for_each(|target| span.add_link(trace, target));
+                for target in targets {
+                    span.add_link(trace, target);
+                }
                 tell(span, rule, values, time);
             }
             let instant = match &rule.subject {

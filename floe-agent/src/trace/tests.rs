@@ -90,7 +90,11 @@ impl World {
         let number = |name: &str| names.iter().position(|known| known.as_str() == name).expect(name);
         values
             .iter()
-            .map(|(name, value)| FieldValue { field: number(name) as u8, value: value.clone(), cut: false })
+            .map(|(name, value)| FieldValue {
+                field: number(name) as u8,
+                value: value.clone(),
+                cut: matches!(value, Value::Str { cut: true, .. }),
+            })
             .collect()
     }
 

@@ -1,6 +1,6 @@
 //! Attributes while their call or span is open: captured, replaced, computed, and bounded.
 
-use opentelemetry::{Array, Key, KeyValue, StringValue, Value};
+use opentelemetry::{Array, Key, KeyValue, Value};
 
 use super::finish::Raised;
 use crate::catalogue::plan::{EXCEPTION_MESSAGE, EXCEPTION_TYPE};
@@ -93,7 +93,6 @@ impl Values {
             let Some(name) = names.get(usize::from(field)) else {
                 continue;
             };
-            let cut = cut || matches!(value, event::Value::Str { cut: true, .. });
             if let event::Value::Map(entries) = value {
                 for (entry, value) in entries {
                     if let Some(value) = attribute_value(value) {
@@ -176,23 +175,26 @@ pub(super) fn attribute_value(value: event::Value) -> Option<Value> {
         // JSON has no notation for these.
         event::Value::Float(float) => Value::from(float.to_string()),
         event::Value::Bool(bool) => Value::Bool(bool),
-        event::Value::List(items) => list(items.into_iter().filter_map(attribute_value).collect()),
+        event::Value::List(items) => {
+            Value::Array(array(&items.into_iter().filter_map(attribute_value).collect::<Vec<_>>()))
+        }
         event::Value::None | event::Value::Map(_) => return None,
     })
 }
 
-/// A list of one type; items of different types become texts.
-fn list(items: Vec<Value>) -> Value {
-    let all = |is: fn(&Value) -> bool| !items.is_empty() && items.iter().all(is);
-    Value::Array(if all(|item| matches!(item, Value::I64(_))) {
-        Array::I64(items.iter().filter_map(|item| if let Value::I64(int) = item { Some(*int) } else { None }).collect())
-    } else if all(|item| matches!(item, Value::F64(_))) {
-        Array::F64(items.iter().filter_map(|item| if let Value::F64(x) = item { Some(*x) } else { None }).collect())
-    } else if all(|item| matches!(item, Value::Bool(_))) {
-        Array::Bool(items.iter().filter_map(|item| if let Value::Bool(x) = item { Some(*x) } else { None }).collect())
-    } else {
-        Array::String(items.iter().map(|item| StringValue::from(item.as_str().into_owned())).collect())
-    })
+/// Values of one type; texts, if they are not.
+fn array(items: &[Value]) -> Array {
+    fn all<T>(items: &[Value], one: impl Fn(&Value) -> Option<T>) -> Option<Vec<T>> {
+        (!items.is_empty()).then(|| items.iter().map(one).collect())?
+    }
+    let bools = |items: &[Value]| all(items, |item| if let Value::Bool(bool) = item { Some(*bool) } else { None });
+    let ints = |items: &[Value]| all(items, |item| if let Value::I64(int) = item { Some(*int) } else { None });
+    let floats = |items: &[Value]| all(items, |item| if let Value::F64(float) = item { Some(*float) } else { None });
+    bools(items)
+        .map(Array::Bool)
+        .or_else(|| ints(items).map(Array::I64))
+        .or_else(|| floats(items).map(Array::F64))
+        .unwrap_or_else(|| Array::String(items.iter().map(|item| item.as_str().into_owned().into()).collect()))
 }
 
 /// The texts of a value: one of each item of a list.
