@@ -62,6 +62,7 @@ pub fn parse(text: &str) -> Result<Probe, NotationError> {
         role: Role::None,
         kind: SpanKind::Internal,
         key: None,
+        run: None,
         parent: None,
         condition: Condition::default(),
         instant: false,

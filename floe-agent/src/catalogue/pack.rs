@@ -359,6 +359,7 @@ impl Reader<'_> {
             role: yaml.role,
             kind: yaml.kind.into(),
             key: self.maybe_template(yaml.key.as_ref(), "its key", Scope::Probe(probe), &inherit)?,
+            run: self.maybe_template(yaml.run.as_ref(), "its run", Scope::Probe(probe), &inherit)?,
             parent: self.maybe_template(
                 yaml.parent.as_ref(),
                 "the key of its parent",
@@ -378,6 +379,7 @@ impl Reader<'_> {
         let scope = Scope::Probe(probe);
         Ok(EventRule {
             condition: Condition::default(),
+            run: self.maybe_template(yaml.run.as_ref(), "its run", scope, &[])?,
             subject,
             attributes: None,
             set: Vec::new(),
@@ -412,6 +414,7 @@ impl Reader<'_> {
         }
         Ok(EventRule {
             condition: self.condition(&yaml.when, &yaml.unless, scope),
+            run: self.maybe_template(yaml.run.as_ref(), "its run", scope, &[])?,
             subject,
             attributes: self.chosen(yaml.attributes.as_deref(), scope),
             set: set.computed,
@@ -555,7 +558,10 @@ impl Reader<'_> {
                 let problem = "`{value}` is an item of `each: attribute`, which is not given";
                 return Err(self.invalid(link.key.referenced, problem));
             }
-            links.extend(key.map(|key| LinkRule { each: link.each.as_ref().map(|each| each.value.clone()), key }));
+            let run =
+                self.maybe_template(link.run.as_ref(), "the run of a link", scope, std::slice::from_ref(&value))?;
+            let each = link.each.as_ref().map(|each| each.value.clone());
+            links.extend(key.map(|key| LinkRule { each, run, key }));
         }
         Ok(links)
     }

@@ -105,6 +105,8 @@ pub struct SpanRule {
     pub kind: SpanKind,
     /// What identifies it in its trace, so that calls in other threads end it and other spans link to it.
     pub key: Option<Template>,
+    /// The run that it is part of: it is in that run's trace.
+    pub run: Option<Template>,
     /// The key of its parent; without, or where no span has this key, the parent is what is open where it begins.
     pub parent: Option<Template>,
     /// The calls that are a span: their attributes at its beginning.
@@ -131,6 +133,8 @@ pub struct Condition {
 pub struct LinkRule {
     /// The attribute with the values: for each of its items `{value}` in the key is that item.
     pub each: Option<String>,
+    /// The run that the other span is part of; without, it is in the same trace.
+    pub run: Option<Template>,
     /// The key.
     pub key: Template,
 }
@@ -237,6 +241,8 @@ pub struct ExceptionRule {
 pub struct EventRule {
     /// Which calls.
     pub condition: Condition,
+    /// The run that the process works for from here on.
+    pub run: Option<Template>,
     /// What it is about.
     pub subject: Subject,
     /// Captured attributes that the span gets. `None`: all, or none if there is an `event`.

@@ -84,6 +84,9 @@ pub(super) struct ProbeYaml {
     pub(super) end: Vec<EndYaml>,
     /// `kind: event`: when it happens. Not given: when all its attributes are known.
     pub(super) at: Option<Moment>,
+    /// `kind: event`: a template for the id of the run that the process works for from here on.
+    #[schemars(with = "Option<String>")]
+    pub(super) run: Option<Text>,
     /// `kind: event`: the span that it is about: `command` (default), `innermost`, or the id of a span of this pack.
     #[schemars(with = "Option<String>")]
     pub(super) on: Option<Text>,
@@ -132,6 +135,9 @@ pub(super) struct SpanYaml {
     /// name it.
     #[schemars(with = "Option<String>")]
     pub(super) key: Option<Text>,
+    /// A template for the id of the run that it is part of: its trace is that of the run.
+    #[schemars(with = "Option<String>")]
+    pub(super) run: Option<Text>,
     /// A template for the key of its parent, where that is not the span around it.
     #[schemars(with = "Option<String>")]
     pub(super) parent: Option<Text>,
@@ -184,6 +190,9 @@ pub(super) struct LinkYaml {
     /// An attribute with one or several values; `{value}` in the key is each of them.
     #[schemars(with = "Option<String>")]
     pub(super) each: Option<Text>,
+    /// A template for the id of the run that the other span is part of, where it may be another one.
+    #[schemars(with = "Option<String>")]
+    pub(super) run: Option<Text>,
     /// A template for the key of the other span.
     #[schemars(with = "String")]
     pub(super) key: Text,
@@ -263,6 +272,9 @@ pub(super) struct RuleYaml {
     #[serde(default)]
     #[schemars(with = "std::collections::BTreeMap<String, Vec<String>>")]
     pub(super) unless: Ordered<Spanned<Vec<String>>>,
+    /// A template for the id of the run that the process works for from here on.
+    #[schemars(with = "Option<String>")]
+    pub(super) run: Option<Text>,
     /// A span begins. It needs an `id` and, if it is to end in a later call, a `key`.
     pub(super) begin: Option<SpanYaml>,
     /// The span with this id and the same key ends.

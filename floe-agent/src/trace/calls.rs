@@ -2,11 +2,14 @@
 
 use std::sync::Arc;
 
-use opentelemetry::trace::{SpanId, Status};
+use opentelemetry::trace::{Link, SpanId, Status};
 
 use super::assembler::{Core, FinishedSpan};
 use super::finish::{Ending, Finish, Raised};
-use super::process::{Frame, Handle, Loose, OpenSpan, Process, Trace};
+use super::home::Belongs;
+use super::ids;
+use super::process::{Frame, Handle, Loose, OpenSpan, Process};
+use super::traces::Trace;
 use super::values::Values;
 use crate::catalogue::{Kind, Moment, Probe, Role, SpanRef, SpanRule};
 use crate::kernel::event::{FieldValue, Outcome, Stamp};
@@ -54,12 +57,12 @@ pub(super) enum Place {
 
 impl Core {
     pub(super) fn new_trace(&self) -> Arc<Trace> {
-        Trace::new(self.ids.new_trace_id())
+        Trace::open(self.ids.new_trace_id())
     }
 
-    /// The id of a new span. The seam for ids that are computed from the key.
-    fn span_id(&self, _trace: &Trace, _key: Option<&str>) -> SpanId {
-        self.ids.new_span_id()
+    /// The id of a new span: computed from its key where its trace is known.
+    fn span_id(&self, trace: &Arc<Trace>, key: Option<&str>) -> SpanId {
+        key.and_then(|key| trace.span_id(key)).unwrap_or_else(|| self.ids.new_span_id())
     }
 
     pub(super) fn enter(&mut self, process: &mut Process, stamp: &Stamp, enter: Enter) {
@@ -174,20 +177,24 @@ impl Core {
                 }
             }
         }
-        let (mut parent, mut remote) =
-            process.context(stamp.tid).map_or((None, false), |(span, remote)| (Some(span), remote));
-        if let Some(span) = rule.parent.as_ref().and_then(render).and_then(|key| self.keys.get(process.trace.id, &key))
-        {
+        let run = rule.run.as_ref().and_then(render);
+        let Belongs { trace, mut parent, mut remote, around } = self.belongs(process, stamp.tid, run.as_deref());
+        if let Some(span) = rule.parent.as_ref().and_then(render).and_then(|key| self.keys.get(trace.number(), &key)) {
             remote = process.spans().all(|open| open.id != span);
             parent = Some(span);
         }
-        let id = self.span_id(&process.trace, key.as_deref());
+        let id = self.span_id(&trace, key.as_deref());
         if let Some(key) = &key {
-            self.keys.add(process.trace.id, key, id);
+            self.keys.add(trace.number(), key, id);
+            if key == ids::RUN && parent.is_some() {
+                trace.has_another_root();
+            }
         }
+        let links = around.map(|around| Link::new(around, Vec::new(), 0)).into_iter().collect();
         self.number += 1;
         Some(OpenSpan {
             id,
+            trace,
             rule: reference,
             tid: stamp.tid,
             number: self.number,
@@ -199,7 +206,7 @@ impl Core {
             key,
             events: Vec::new(),
             dropped_events: 0,
-            links: Vec::new(),
+            links,
             dropped_links: 0,
             exception: None,
             error: None,
@@ -411,16 +418,16 @@ impl Core {
             return;
         };
         inherit(process, span.parent, rule, &mut span.values);
-        for target in self.linked(process, &rule.links, &span.values) {
-            span.add_link(process.trace.id, target);
+        for target in self.linked(&span.trace.clone(), &rule.links, &span.values) {
+            span.add_link(target);
         }
         let counted = span.role == Role::Node && !span.nested;
-        let tid = span.tid;
+        let (tid, trace) = (span.tid, Arc::clone(&span.trace));
         let finish = Finish {
             probe,
             rule,
             function: &self.functions[span.rule.probe.0 as usize],
-            trace: &process.trace,
+            trace: &trace,
             scope: &self.scope,
         };
         let span = finish.span(span, time, ending);
@@ -430,7 +437,7 @@ impl Core {
         }
         self.stats.spans += 1;
         self.stats.incomplete += u64::from(matches!(ending, Ending::Incomplete { .. }));
-        self.finished.push(FinishedSpan { resource: Arc::clone(&process.resource), span });
+        self.traces.finished(&trace, FinishedSpan { resource: Arc::clone(&process.resource), span }, time);
     }
 }
 

@@ -34,6 +34,11 @@ pub struct Hold {
     pub spans: usize,
 }
 
+impl Hold {
+    /// Nothing waits.
+    pub const NONE: Self = Self { time: Duration::ZERO, spans: 0 };
+}
+
 impl Default for Hold {
     fn default() -> Self {
         Self { time: Duration::from_secs(30), spans: 4096 }
@@ -45,6 +50,8 @@ impl Default for Hold {
 pub(super) struct Trace {
     /// The id that its spans have while it is open.
     own: TraceId,
+    /// The trace of the process that started the one that this trace began in, outside of any span.
+    above: Option<Arc<Trace>>,
     lost: AtomicU64,
     inner: Mutex<Inner>,
 }
@@ -63,8 +70,8 @@ struct Inner {
 
 #[derive(Clone, Debug)]
 enum State {
-    /// It may still turn out to be that of a run: its own, or that of the process that started this one.
-    Open(Option<Arc<Trace>>),
+    /// It may still turn out to be that of a run: its own, or that of the trace above.
+    Open,
     /// It is what it is.
     Settled(Settled),
     /// It is part of another one.
@@ -90,19 +97,19 @@ enum Why {
 }
 
 impl Trace {
-    fn new(own: TraceId, state: State, root: Option<SpanId>) -> Arc<Self> {
+    fn new(own: TraceId, above: Option<Arc<Self>>, state: State, root: Option<SpanId>) -> Arc<Self> {
         let inner = Inner { state, root, held: Vec::new(), since: BootNanos(0), used: HashSet::new() };
-        Arc::new(Self { own, lost: AtomicU64::new(0), inner: Mutex::new(inner) })
+        Arc::new(Self { own, above, lost: AtomicU64::new(0), inner: Mutex::new(inner) })
     }
 
     /// A trace of which nothing is known yet.
     pub(super) fn open(own: TraceId) -> Arc<Self> {
-        Self::new(own, State::Open(None), None)
+        Self::new(own, None, State::Open, None)
     }
 
     /// The trace of a process that another one started outside of any span: that of the same run, should one be known.
     pub(super) fn below(self: &Arc<Self>, own: TraceId) -> Arc<Self> {
-        if self.is_given() { Arc::clone(self) } else { Self::new(own, State::Open(Some(Arc::clone(self))), None) }
+        if self.is_given() { Arc::clone(self) } else { Self::new(own, Some(Arc::clone(self)), State::Open, None) }
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -115,7 +122,7 @@ impl Trace {
         match state {
             State::Settled(settled) => Some((Arc::clone(self), settled)),
             State::Joined(trace) => trace.settled(),
-            State::Open(above) => above?.settled().filter(|(_, settled)| settled.why != Why::Unknown),
+            State::Open => self.above.as_ref()?.settled().filter(|(_, settled)| settled.why != Why::Unknown),
         }
     }
 
@@ -153,6 +160,16 @@ impl Trace {
         self.known().inner().root
     }
 
+    /// The run's own span has a parent: the outermost span of the trace is another one.
+    pub(super) fn has_another_root(self: &Arc<Self>) {
+        self.known().inner().root = None;
+    }
+
+    /// By what keys are remembered.
+    pub(super) fn number(self: &Arc<Self>) -> TraceId {
+        self.known().own
+    }
+
     /// The id of a span with a key; `None` where it must be random.
     pub(super) fn span_id(self: &Arc<Self>, key: &str) -> Option<SpanId> {
         let (known, settled) = self.settled()?;
@@ -166,7 +183,9 @@ impl Trace {
 
     /// Events that were lost in it so far.
     pub(super) fn lost(self: &Arc<Self>) -> u64 {
-        self.known().lost.load(Ordering::Relaxed)
+        let known = self.known();
+        let above = known.above.as_ref().filter(|above| above.id() == known.id() || known.is_open());
+        known.lost.load(Ordering::Relaxed) + above.map_or(0, Self::lost)
     }
 
     pub(super) fn lose(self: &Arc<Self>, events: u64) {
@@ -186,7 +205,7 @@ pub struct TraceStats {
 }
 
 /// All traces that are known.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Traces {
     runs: HashMap<TraceId, Arc<Trace>>,
     order: VecDeque<TraceId>,
@@ -199,6 +218,21 @@ pub(super) struct Traces {
     pub(super) keep_unsampled: bool,
     pub(super) stats: TraceStats,
     ready: Vec<FinishedSpan>,
+}
+
+impl Default for Traces {
+    fn default() -> Self {
+        Self {
+            runs: HashMap::new(),
+            order: VecDeque::new(),
+            waiting: VecDeque::new(),
+            held: 0,
+            hold: Hold::NONE,
+            keep_unsampled: false,
+            stats: TraceStats::default(),
+            ready: Vec::new(),
+        }
+    }
 }
 
 impl Traces {
@@ -226,7 +260,7 @@ impl Traces {
         {
             self.runs.remove(&oldest);
         }
-        let trace = Trace::new(id, State::Settled(settled), root);
+        let trace = Trace::new(id, None, State::Settled(settled), root);
         self.runs.insert(id, Arc::clone(&trace));
         self.order.push_back(id);
         trace
@@ -241,11 +275,6 @@ impl Traces {
         open.inner().state = State::Joined(Arc::clone(trace));
         self.flush();
         true
-    }
-
-    /// The run's own span has a parent: the outermost span of the trace is another one.
-    pub(super) fn has_root(&self, trace: &Arc<Trace>) {
-        trace.known().inner().root = None;
     }
 
     /// A span has ended.
@@ -310,7 +339,7 @@ impl Traces {
             return;
         }
         let mut top = Arc::clone(trace);
-        while let State::Open(Some(above)) = { top.inner().state.clone() } {
+        while let Some(above) = top.above.clone().filter(|_| matches!(top.inner().state, State::Open)) {
             top = above;
         }
         let settled = Settled { id: top.id(), why: Why::Unknown, sampled: true, state: TraceState::NONE };
@@ -321,7 +350,7 @@ impl Traces {
     fn flush(&mut self) {
         let (known, waiting) = std::mem::take(&mut self.waiting).into_iter().partition(|trace| !trace.is_open());
         self.waiting = waiting;
-        let known: Vec<Arc<Trace>> = known;
+        let known: VecDeque<Arc<Trace>> = known;
         for trace in known {
             let held = std::mem::take(&mut trace.inner().held);
             self.held -= held.len();
