@@ -345,7 +345,9 @@ impl Assembler {
             process.resource = Arc::new(facts.resource());
             process.facts = facts;
         }
-        process.lineage = lineage;
+        if lineage.is_some() {
+            process.lineage = lineage;
+        }
         core.settle_home(process);
     }
 

@@ -1,10 +1,13 @@
 //! One run is one trace: which spans are in it, and what their parents are.
 
-use opentelemetry::trace::{SpanContext, TraceFlags, TraceState};
 use std::time::Duration;
+
+use opentelemetry::trace::{SpanContext, SpanId, TraceFlags, TraceId, TraceState};
+use opentelemetry_sdk::trace::SpanData;
 
 use super::tests::*;
 use super::*;
+use crate::kernel::event::Value;
 use crate::process::run_id::{RunContext, Source};
 use crate::trace::ids;
 
