@@ -4,7 +4,7 @@
 //! are held, for a bounded time and in a bounded number, and move to the run's trace when that is known. A trace that has
 //! not found its run by then stays what it is.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -19,7 +19,7 @@ use crate::units::BootNanos;
 
 /// Runs that are remembered after their last span.
 const REMEMBERED_RUNS: usize = 1024;
-/// Span ids that are remembered in one trace, so that none is given twice.
+/// Keys that are remembered in one trace, so that no id is given twice.
 const REMEMBERED_IDS: usize = 65_536;
 
 /// Spans that are held in all traces together.
@@ -64,8 +64,8 @@ struct Inner {
     held: Vec<FinishedSpan>,
     /// When the first span was held.
     since: BootNanos,
-    /// Ids that were computed from keys.
-    used: HashSet<SpanId>,
+    /// How often a key came again, by the id that it first gave.
+    used: HashMap<SpanId, u32>,
 }
 
 #[derive(Clone, Debug)]
@@ -98,7 +98,7 @@ enum Why {
 
 impl Trace {
     fn new(own: TraceId, above: Option<Arc<Self>>, state: State, root: Option<SpanId>) -> Arc<Self> {
-        let inner = Inner { state, root, held: Vec::new(), since: BootNanos(0), used: HashSet::new() };
+        let inner = Inner { state, root, held: Vec::new(), since: BootNanos(0), used: HashMap::new() };
         Arc::new(Self { own, above, lost: AtomicU64::new(0), inner: Mutex::new(inner) })
     }
 
@@ -177,8 +177,9 @@ impl Trace {
         if inner.used.len() >= REMEMBERED_IDS {
             return None;
         }
-        // The loop ends: each id that was used before is one of a bounded number.
-        (0..).map(|occurrence| ids::span_id(settled.id, key, occurrence)).find(|id| inner.used.insert(*id))
+        let first = ids::span_id(settled.id, key, 0);
+        let occurrence = inner.used.entry(first).and_modify(|last| *last += 1).or_default();
+        Some(ids::span_id(settled.id, key, *occurrence))
     }
 
     /// Events that were lost in it so far.
