@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use floe_ebpf::MODULE_NAME_LEN;
+use floe_ebpf::{MODULE_NAME_LEN, function_flags};
 use opentelemetry::trace::SpanKind;
 use opentelemetry::{Key, Value};
 use thiserror::Error;
@@ -348,9 +348,14 @@ impl Probe {
         }
     }
 
-    /// Whether an exception that leaves its call is one of a span.
-    pub fn wants_exceptions(&self) -> bool {
-        self.kind != Kind::Event
+    /// What the kernel side does at its calls: bits of [`floe_ebpf::function_flags`].
+    pub fn function_flags(&self) -> u32 {
+        let own = match self.kind {
+            Kind::ContextManager => function_flags::CONTEXT_MANAGER,
+            Kind::ContextExit => function_flags::CONTEXT_EXIT,
+            Kind::Call | Kind::Event | Kind::PairBegin | Kind::PairEnd { .. } => 0,
+        };
+        own | if self.scan { function_flags::SCAN } else { 0 }
     }
 
     /// Adds to the ids of probes in it.
