@@ -173,7 +173,11 @@ impl Finish<'_> {
             }
         };
         let OpenSpan { id, parent, remote, start, values, events, dropped_events, links, dropped_links, .. } = span;
-        let name = self.rule.name.render(|name| values.text(name));
+        let better = self.rule.better_names.iter();
+        let name = better
+            .filter_map(|template| template.render_complete(|name| values.text(name)))
+            .next()
+            .unwrap_or_else(|| self.rule.name.render(|name| values.text(name)));
         let name = if name.is_empty() { self.rule.id.clone() } else { name };
         let Values { mut attributes, cut, dropped, .. } = values;
         attributes.retain(|attribute| !is_local(attribute.key.as_str()));
