@@ -173,10 +173,9 @@ impl Finish<'_> {
             }
         };
         let OpenSpan { id, parent, remote, start, values, events, dropped_events, links, dropped_links, .. } = span;
-        let better = self.rule.better_names.iter();
+        let mut better = self.rule.better_names.iter();
         let name = better
-            .filter_map(|template| template.render_complete(|name| values.text(name)))
-            .next()
+            .find_map(|template| template.render_complete(|name| values.text(name)))
             .unwrap_or_else(|| self.rule.name.render(|name| values.text(name)));
         let name = if name.is_empty() { self.rule.id.clone() } else { name };
         let Values { mut attributes, cut, dropped, .. } = values;
