@@ -7,7 +7,7 @@ use super::assembler::Core;
 use super::calls::Place;
 use super::finish::{Ending, Raised};
 use super::process::{Loose, OpenSpan, Process};
-use super::values::{Values, is_local, texts};
+use super::values::{Values, is_local};
 use crate::catalogue::pack::LINK_VALUE;
 use crate::catalogue::probe::{EventRule, ExceptionRule, LinkRule, StatusRule, Subject};
 use crate::catalogue::template::Template;
@@ -26,7 +26,7 @@ impl Core {
         values: &Values,
     ) {
         for (number, rule) in probe.rules.iter().enumerate() {
-            if !rule.condition.holds(|name| values.text(name)) {
+            if !rule.condition.holds(|name| values.texts(name)) {
                 continue;
             }
             let span = match &rule.subject {
@@ -97,7 +97,7 @@ impl Core {
         let mut targets = Vec::new();
         for LinkRule { each, key } in links {
             let items = match each {
-                Some(name) => values.get(name).map(texts).unwrap_or_default(),
+                Some(name) => values.texts(name),
                 None => vec![String::new()],
             };
             for item in items {
