@@ -59,6 +59,7 @@ pub fn parse(text: &str) -> Result<Probe, NotationError> {
     probe.span = Some(SpanRule {
         id: probe.name.clone(),
         name: Template::literal(&probe.target.qualname),
+        better_names: Vec::new(),
         role: Role::None,
         kind: SpanKind::Internal,
         key: None,

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use floe_ebpf::MODULE_NAME_LEN;
+use floe_ebpf::{MODULE_NAME_LEN, function_flags};
 use opentelemetry::trace::SpanKind;
 use opentelemetry::{Key, Value};
 use thiserror::Error;
@@ -99,6 +99,8 @@ pub struct SpanRule {
     pub id: String,
     /// Its name.
     pub name: Template,
+    /// Names that it has instead: the first whose attributes are all there.
+    pub better_names: Vec<Template>,
     /// Its part in the trace.
     pub role: Role,
     /// OpenTelemetry's kind of span.
@@ -119,7 +121,7 @@ pub struct SpanRule {
     pub links: Vec<LinkRule>,
 }
 
-/// Which calls are meant, by the text of their attributes. `*` is any value.
+/// Which calls are meant, by the texts of their attributes: a list has several. `*` is any value.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Condition {
     /// Each of these attributes has one of these values.
@@ -191,6 +193,8 @@ pub struct Computed {
 pub enum Formula {
     /// Always this.
     Const(Value),
+    /// The item of this attribute, if it is a list of one.
+    Only(String),
     /// A text, if every attribute in it is there. A template that is one attribute keeps the type of its value.
     Template {
         /// The text.
@@ -354,9 +358,14 @@ impl Probe {
         }
     }
 
-    /// Whether an exception that leaves its call is one of a span.
-    pub fn wants_exceptions(&self) -> bool {
-        self.kind != Kind::Event
+    /// What the kernel side does at its calls: bits of [`floe_ebpf::function_flags`].
+    pub fn function_flags(&self) -> u32 {
+        let own = match self.kind {
+            Kind::ContextManager => function_flags::CONTEXT_MANAGER,
+            Kind::ContextExit => function_flags::CONTEXT_EXIT,
+            Kind::Call | Kind::Event | Kind::PairBegin | Kind::PairEnd { .. } => 0,
+        };
+        own | if self.scan { function_flags::SCAN } else { 0 }
     }
 
     /// Adds to the ids of probes in it.
@@ -380,9 +389,9 @@ impl Probe {
 
 impl Condition {
     /// Whether a call with these attributes is meant.
-    pub fn holds(&self, text: impl Fn(&str) -> Option<String>) -> bool {
+    pub fn holds(&self, texts: impl Fn(&str) -> Vec<String>) -> bool {
         let one_of = |(name, values): &(String, Vec<String>)| {
-            text(name).is_some_and(|text| values.iter().any(|value| value == "*" || *value == text))
+            texts(name).iter().any(|text| values.iter().any(|value| value == "*" || value == text))
         };
         self.when.iter().all(one_of) && !self.unless.iter().any(one_of)
     }

@@ -122,9 +122,10 @@ pub(super) struct SpanYaml {
     /// What rules of this pack call it; the probe's name if not given.
     #[schemars(with = "Option<String>")]
     pub(super) id: Option<Text>,
-    /// A template for its name. A missing attribute is left out with the separator before it.
-    #[schemars(with = "String")]
-    pub(super) name: Text,
+    /// A template for its name, or several: the first whose attributes are all there counts, else the last. A missing
+    /// attribute is left out with the separator before it.
+    #[schemars(with = "Templates")]
+    pub(super) name: Spanned<Templates>,
     /// Its part in the trace.
     #[serde(default)]
     pub(super) role: Role,
@@ -346,11 +347,13 @@ pub(super) struct SourceYaml {
     pub(super) constant: Option<Scalar>,
     /// A text of other attributes, where no path gave a value and all of them are there.
     pub(super) template: Option<String>,
+    /// The item of this attribute, where no path gave a value and it is a list of one.
+    pub(super) only: Option<String>,
     /// An integer to add to the integer that the template gives.
     pub(super) add: Option<i64>,
 }
 
-/// A path, `{path: ...}`, `{const: ...}`, `{template: ...}`, or a list of these: the last that has a value wins.
+/// A path, `{path: ...}`, `{const: ...}`, `{template: ...}`, `{only: ...}`, or a list of these: the last that has a value wins.
 pub(super) struct Sources(pub(super) Vec<SourceYaml>);
 
 impl<'de> Deserialize<'de> for Sources {
@@ -383,7 +386,7 @@ impl<'de> Visitor<'de> for SourcesVisitor {
     type Value = Sources;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a path, `{path: ..., at: enter | exit, max: bytes}`, `{const: ...}`, `{template: ...}`, or a list of these")
+        f.write_str("a path, `{path: ..., at: enter | exit, max: bytes}`, `{const: ...}`, `{template: ...}`, `{only: ...}`, or a list of these")
     }
 
     fn visit_str<E: Error>(self, path: &str) -> Result<Sources, E> {

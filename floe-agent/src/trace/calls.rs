@@ -10,7 +10,7 @@ use super::home::Belongs;
 use super::ids;
 use super::process::{Frame, Handle, Loose, OpenSpan, Process};
 use super::traces::Trace;
-use super::values::Values;
+use super::values::{self, Values};
 use crate::catalogue::{Kind, Moment, Probe, Role, SpanRef, SpanRule};
 use crate::kernel::event::{FieldValue, Outcome, Stamp};
 use crate::python::exception::ExceptionFacts;
@@ -117,6 +117,8 @@ impl Core {
                 }
             }
             (Kind::ContextManager | Kind::ContextExit, _) => frame.values = values,
+            // An override that calls the method it overrides: one piece of work.
+            (Kind::Call, Some(_)) if probe.implementations && is_inside(process, stamp.tid, id, object) => {}
             (Kind::Call, Some(rule)) => {
                 frame.span = self.open(process, stamp, Place::Call, (reference, probe, rule), values);
                 if let Some(span) = &mut frame.span {
@@ -158,7 +160,7 @@ impl Core {
         let around = process.context(stamp.tid).map(|(span, _)| span);
         inherit(process, around, rule, &mut values);
         values.compute(&probe.computed);
-        if !rule.condition.holds(|name| values.text(name)) {
+        if !rule.condition.holds(|name| values.texts(name)) {
             return None;
         }
         let render =
@@ -315,7 +317,7 @@ impl Core {
                 let raised = span.values.capture(probe, names, fields).or(exception);
                 span.values.compute(&probe.computed);
                 let span_id = span.id;
-                let ends = probe.ends.as_ref().is_some_and(|condition| condition.holds(|name| span.values.text(name)));
+                let ends = probe.ends.as_ref().is_some_and(|condition| condition.holds(|name| span.values.texts(name)));
                 if outcome == Outcome::Raised || ends {
                     self.end(process, span_id, stamp.time, &Ending::of(outcome, raised));
                 }
@@ -334,7 +336,7 @@ impl Core {
         values: &Values,
         ending: &Ending,
     ) {
-        let met = |condition: &crate::catalogue::probe::Condition| condition.holds(|name| values.text(name));
+        let met = |condition: &crate::catalogue::probe::Condition| condition.holds(|name| values.texts(name));
         if !probe.ends.as_ref().is_none_or(met) {
             return;
         }
@@ -353,7 +355,7 @@ impl Core {
         let key = template.and_then(|key| {
             key.render_complete(|name| {
                 let parent = process.context(tid).map(|(id, _)| id);
-                values.text(name).or_else(|| process.inherit(parent, name).map(|value| value.as_str().into_owned()))
+                values.text(name).or_else(|| process.inherit(parent, name).map(|value| values::text(&value)))
             })
         });
         process.find(span, key.as_deref(), tid)
@@ -450,6 +452,11 @@ fn inherit(process: &Process, parent: Option<SpanId>, rule: &SpanRule, values: &
             values.set(name.clone(), value);
         }
     }
+}
+
+/// Whether a call of this probe with this first argument is open in the thread.
+fn is_inside(process: &Process, tid: Tid, probe: ProbeId, object: UserAddr) -> bool {
+    process.frames(tid).iter().any(|frame| frame.probe == probe && frame.object == object && frame.span.is_some())
 }
 
 /// The innermost open span of a thread that this probe began and another function ends.

@@ -175,7 +175,10 @@ impl Finish<'_> {
             }
         };
         let OpenSpan { id, parent, remote, start, values, events, dropped_events, links, dropped_links, .. } = span;
-        let name = self.rule.name.render(|name| values.text(name));
+        let mut better = self.rule.better_names.iter();
+        let name = better
+            .find_map(|template| template.render_complete(|name| values.text(name)))
+            .unwrap_or_else(|| self.rule.name.render(|name| values.text(name)));
         let name = if name.is_empty() { self.rule.id.clone() } else { name };
         let Values { mut attributes, cut, dropped, .. } = values;
         attributes.retain(|attribute| !is_local(attribute.key.as_str()));

@@ -11,7 +11,7 @@ use super::finish::{Ending, Raised};
 use super::ids;
 use super::process::{Loose, OpenSpan, Process};
 use super::traces::Trace;
-use super::values::{Values, is_local, texts};
+use super::values::{Values, is_local};
 use crate::catalogue::pack::LINK_VALUE;
 use crate::catalogue::probe::{EventRule, ExceptionRule, LinkRule, StatusRule, Subject};
 use crate::catalogue::template::Template;
@@ -30,7 +30,7 @@ impl Core {
         values: &Values,
     ) {
         for (number, rule) in probe.rules.iter().enumerate() {
-            if !rule.condition.holds(|name| values.text(name)) {
+            if !rule.condition.holds(|name| values.texts(name)) {
                 continue;
             }
             if let Some(run) = rule.run.as_ref().and_then(|run| run.render_complete(|name| values.text(name))) {
@@ -107,7 +107,7 @@ impl Core {
         let mut targets = Vec::new();
         for LinkRule { each, run, key } in links {
             let items = match each {
-                Some(name) => values.get(name).map(texts).unwrap_or_default(),
+                Some(name) => values.texts(name),
                 None => vec![String::new()],
             };
             for item in items {
