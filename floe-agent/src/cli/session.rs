@@ -17,10 +17,11 @@ use serde_json::json;
 use super::TraceOptions;
 use crate::{
     attach::{self, AttachThread, News, Request},
-    catalogue::Catalogue,
+    catalogue::{Catalogue, Loaded},
     export::{ExportReport, Finish, OtlpTarget, Output, Pipeline},
     kernel::{self, Counters, EventReader, WaitBounds, event::Event, trial},
-    trace::{Assembler, AssemblerStats, Clock},
+    process::run_id::RunSources,
+    trace::{Assembler, AssemblerStats, Clock, Hold, TraceStats},
     units::{Pid, boot_now},
 };
 
@@ -65,11 +66,19 @@ fn outputs(options: &TraceOptions) -> Result<Vec<Output>> {
 impl Session {
     /// Sets everything up. Nothing has been traced if this fails.
     pub(super) fn start(options: &TraceOptions) -> Result<Self> {
-        let catalogue = if options.no_packs {
+        let loaded = if options.no_packs {
             Catalogue::load_only(&options.pack, &options.probe)
         } else {
             Catalogue::load(&options.pack, &options.probe)
         }?;
+        let Loaded { catalogue, left_out } = loaded;
+        for error in &left_out {
+            eprintln!("floe-agent: {error}; this pack is left out");
+        }
+        anyhow::ensure!(
+            left_out.is_empty() || !catalogue.probes().is_empty(),
+            "there is no other probe; correct the pack, or name a function with --probe"
+        );
         let catalogue = Arc::new(catalogue);
         let outputs = outputs(options)?;
         if let Some(path) = &options.stats {
@@ -88,7 +97,8 @@ impl Session {
             Arc::new(Pipeline::start(&outputs)?)
         };
         let (news_in, news) = mpsc::channel();
-        let options_ = attach::Options { keep_inlining: options.keep_inlining, bounds };
+        let options_ =
+            attach::Options { keep_inlining: options.keep_inlining, run_sources: RunSources::default(), bounds };
         let attach = attach::start(kernel, urgent, catalogue.clone(), trial, options_, news_in)?;
         let stop = Arc::new(AtomicBool::new(false));
         let events = {
@@ -147,7 +157,14 @@ impl Session {
             tracing::info!("{late} times a process did not wait for the agent as long as the agent took");
         }
         if let Some(path) = stats {
-            let text = stats_json(&counters, &assembler.stats(), &report, &reports, started.elapsed(), startup_cpu);
+            let text = stats_json(
+                &counters,
+                (&assembler.stats(), &assembler.trace_stats()),
+                &report,
+                &reports,
+                started.elapsed(),
+                startup_cpu,
+            );
             std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
         }
         Ok(())
@@ -163,7 +180,7 @@ fn make_spans(
     pipeline: &Pipeline,
     stop: &AtomicBool,
 ) -> (Assembler, EventReader) {
-    let mut assembler = Assembler::new(catalogue.clone(), clock());
+    let mut assembler = Assembler::new(catalogue.clone(), clock()).with_hold(Hold::default());
     let mut compared = Instant::now();
     loop {
         // Read before the ring: what is in the ring when this is set is still read.
@@ -173,12 +190,18 @@ fn make_spans(
         }
         if compared.elapsed() > CLOCK_PERIOD {
             assembler.set_clock(clock());
+            assembler.tick(boot_now());
             compared = Instant::now();
         }
         while let Some(event) = reader.take() {
-            // News of a process is sent before its first event can be made.
-            for News::Process(facts) in news.try_iter() {
-                assembler.process_seen(*facts);
+            // News is sent before the first event that it concerns can be made.
+            for news in news.try_iter() {
+                match news {
+                    News::Process(facts) => assembler.process_seen(*facts),
+                    News::Exception { pid, epoch, tid, call, exception } => {
+                        assembler.exception(pid, epoch, tid, call, *exception);
+                    }
+                }
             }
             if let Event::Exit { stamp, process_ended: true, .. } = &event {
                 // If the thread has ended, there is nobody to tell.
@@ -197,7 +220,7 @@ fn make_spans(
 
 fn stats_json(
     counters: &BTreeMap<&str, u64>,
-    assembler: &AssemblerStats,
+    (assembler, traces): (&AssemblerStats, &TraceStats),
     report: &attach::Report,
     exports: &[ExportReport],
     elapsed: Duration,
@@ -216,6 +239,7 @@ fn stats_json(
             "unknown_probes": assembler.unknown_probes,
             "orphan_events": assembler.orphan_events,
         },
+        "traces": { "spans_held": traces.held, "spans_released": traces.released, "spans_unsampled": traces.unsampled },
         "functions_armed": report.functions_armed,
         "functions_disarmed": report.functions_disarmed,
         "late_answers": report.late_answers,

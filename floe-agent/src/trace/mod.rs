@@ -3,11 +3,19 @@
 //! [`Assembler`] is fed with events in the order of the ring buffer and gives finished spans.
 
 mod assembler;
+mod calls;
 mod clock;
 mod finish;
+mod home;
+pub mod ids;
+mod keys;
 mod process;
 mod resource;
+mod rules;
+mod traces;
+mod values;
 
 pub use assembler::{Assembler, AssemblerStats, FinishedSpan, Limits};
 pub use clock::Clock;
 pub use resource::ProcessFacts;
+pub use traces::{Hold, TraceStats};

@@ -1,11 +1,13 @@
 //! The rules of span assembly, each with events made by hand.
 
-use std::time::{Duration, SystemTime};
+pub(super) use std::time::{Duration, SystemTime};
 
-use opentelemetry::trace::{SpanId, Status, TraceId};
+pub(super) use opentelemetry::trace::{SpanId, Status, TraceId};
 
 use super::*;
-use crate::kernel::event::Value;
+use crate::catalogue::Moment;
+use crate::kernel::event::{FieldValue, Outcome, Value};
+use crate::units::{ProbeId, UserAddr};
 
 const PACK: &str = r#"
 pack: test
@@ -53,22 +55,26 @@ const HOOK_END: u32 = 5;
 const HOOKS: u32 = 6;
 
 /// An assembler with a clock that every event advances by a microsecond.
-struct World {
-    assembler: Assembler,
-    now: u64,
+pub(super) struct World {
+    pub(super) assembler: Assembler,
+    pub(super) now: u64,
     lost: u16,
 }
 
 /// A thread of a process.
 #[derive(Clone, Copy)]
-struct At(u32, u32, u32);
+pub(super) struct At(pub(super) u32, pub(super) u32, pub(super) u32);
 
-const MAIN: At = At(100, 1, 100);
-const POOL: At = At(100, 1, 101);
+pub(super) const MAIN: At = At(100, 1, 100);
+pub(super) const POOL: At = At(100, 1, 101);
 
 impl World {
     fn new() -> Self {
-        let catalogue = Catalogue::from_texts(&[("test.yaml".into(), PACK.into())], &[]).unwrap();
+        Self::with(PACK)
+    }
+
+    pub(super) fn with(pack: &str) -> Self {
+        let catalogue = Catalogue::from_texts(&[("test.yaml".into(), pack.into())], &[]).unwrap();
         let clock = Clock::new(BootNanos(0), SystemTime::UNIX_EPOCH);
         Self { assembler: Assembler::new(Arc::new(catalogue), clock), now: 0, lost: 0 }
     }
@@ -82,81 +88,113 @@ impl World {
     fn fields(&self, probe: u32, moment: Moment, values: &[(&str, Value)]) -> Vec<FieldValue> {
         let names = self.assembler.core.catalogue.fields(ProbeId(probe), moment);
         let number = |name: &str| names.iter().position(|known| known.as_str() == name).expect(name);
-        values.iter().map(|(name, value)| FieldValue { field: number(name) as u8, value: value.clone() }).collect()
+        values
+            .iter()
+            .map(|(name, value)| FieldValue {
+                field: number(name) as u8,
+                value: value.clone(),
+                cut: matches!(value, Value::Str { cut: true, .. }),
+            })
+            .collect()
     }
 
-    fn enter(&mut self, at: At, probe: u32, depth: u32, values: &[(&str, Value)]) -> u64 {
+    pub(super) fn enter(&mut self, at: At, probe: u32, depth: u32, values: &[(&str, Value)]) -> u64 {
+        self.enter_object(at, probe, depth, 0, values)
+    }
+
+    pub(super) fn enter_object(
+        &mut self,
+        at: At,
+        probe: u32,
+        depth: u32,
+        object: u64,
+        values: &[(&str, Value)],
+    ) -> u64 {
         let fields = self.fields(probe, Moment::Enter, values);
         let stamp = self.stamp(at);
-        self.assembler.handle(Event::Enter { stamp, probe: ProbeId(probe), depth, recursion: false, fields });
+        let (probe, object) = (ProbeId(probe), UserAddr(object));
+        self.assembler.handle(Event::Enter { stamp, probe, depth, recursion: false, object, fields });
         self.now
     }
 
-    fn leave_with(&mut self, at: At, probe: u32, call: u64, outcome: Outcome, values: &[(&str, Value)]) {
-        let fields = self.fields(probe, Moment::Exit, values);
-        let stamp = self.stamp(at);
-        self.assembler.handle(Event::Return { stamp, call: BootNanos(call), probe: ProbeId(probe), outcome, fields });
+    pub(super) fn leave_with(&mut self, at: At, probe: u32, call: u64, outcome: Outcome, values: &[(&str, Value)]) {
+        self.leave_object(at, probe, call, outcome, 0, values);
     }
 
-    fn leave(&mut self, at: At, probe: u32, call: u64, values: &[(&str, Value)]) {
+    pub(super) fn leave_object(
+        &mut self,
+        at: At,
+        probe: u32,
+        call: u64,
+        outcome: Outcome,
+        object: u64,
+        values: &[(&str, Value)],
+    ) {
+        let fields = self.fields(probe, Moment::Exit, values);
+        let stamp = self.stamp(at);
+        let (probe, call, object) = (ProbeId(probe), BootNanos(call), UserAddr(object));
+        self.assembler.handle(Event::Return { stamp, call, probe, outcome, object, fields });
+    }
+
+    pub(super) fn leave(&mut self, at: At, probe: u32, call: u64, values: &[(&str, Value)]) {
         self.leave_with(at, probe, call, Outcome::Returned, values);
     }
 
-    fn raise(&mut self, at: At, probe: u32, call: u64, kind: &str, message: Option<Value>) {
+    pub(super) fn raise(&mut self, at: At, probe: u32, call: u64, kind: &str, message: Option<Value>) {
         let mut values = vec![("exception.type", s(kind))];
         values.extend(message.map(|message| ("exception.message", message)));
         self.leave_with(at, probe, call, Outcome::Raised, &values);
     }
 
-    fn fork(&mut self, at: At, child: At) {
+    pub(super) fn fork(&mut self, at: At, child: At) {
         let stamp = self.stamp(at);
         self.assembler.handle(Event::Fork { stamp, child: Pid(child.0), child_epoch: Epoch(child.1) });
     }
 
-    fn exec(&mut self, at: At) {
+    pub(super) fn exec(&mut self, at: At) {
         let stamp = self.stamp(at);
         self.assembler.handle(Event::Exec { stamp });
     }
 
-    fn exit(&mut self, at: At, process_ended: bool, code: u32) {
+    pub(super) fn exit(&mut self, at: At, process_ended: bool, code: u32) {
         let stamp = self.stamp(at);
         self.assembler.handle(Event::Exit { stamp, process_ended, code });
     }
 
     /// The finished spans, in the order in which they ended.
-    fn spans(&mut self) -> Vec<SpanData> {
+    pub(super) fn spans(&mut self) -> Vec<SpanData> {
         self.assembler.drain().into_iter().map(|finished| finished.span).collect()
     }
 
-    fn span(&mut self) -> SpanData {
+    pub(super) fn span(&mut self) -> SpanData {
         let mut spans = self.spans();
         assert_eq!(spans.len(), 1, "{spans:?}");
         spans.remove(0)
     }
 }
 
-fn s(text: &str) -> Value {
+pub(super) fn s(text: &str) -> Value {
     Value::Str { text: text.into(), cut: false }
 }
 
-fn get(span: &SpanData, name: &str) -> Option<String> {
+pub(super) fn get(span: &SpanData, name: &str) -> Option<String> {
     let found: Vec<_> = span.attributes.iter().filter(|attribute| attribute.key.as_str() == name).collect();
     assert!(found.len() < 2, "{name} twice");
     found.first().map(|attribute| attribute.value.to_string())
 }
 
-fn error(span: &SpanData) -> Option<String> {
+pub(super) fn error(span: &SpanData) -> Option<String> {
     match &span.status {
         Status::Error { description } => Some(description.to_string()),
         _ => None,
     }
 }
 
-fn id(span: &SpanData) -> SpanId {
+pub(super) fn id(span: &SpanData) -> SpanId {
     span.span_context.span_id()
 }
 
-fn trace(span: &SpanData) -> TraceId {
+pub(super) fn trace(span: &SpanData) -> TraceId {
     span.span_context.trace_id()
 }
 
@@ -426,7 +464,7 @@ fn a_call_that_was_nested_too_deep_is_marked() {
     let mut w = World::new();
     let stamp = w.stamp(MAIN);
     let (probe, fields) = (ProbeId(PLAIN), Vec::new());
-    w.assembler.handle(Event::Enter { stamp, probe, depth: 0, recursion: true, fields });
+    w.assembler.handle(Event::Enter { stamp, probe, depth: 0, recursion: true, object: UserAddr(0), fields });
     let call = w.now;
     w.leave(MAIN, PLAIN, call, &[]);
     assert_eq!(get(&w.span(), "floe.recursion").as_deref(), Some("true"));
@@ -464,6 +502,47 @@ fn an_exception_is_an_event_and_an_error() {
     assert_eq!(event.timestamp, span.end_time);
     let attributes: Vec<_> = event.attributes.iter().map(|kv| format!("{}={}", kv.key, kv.value)).collect();
     assert_eq!(attributes, ["exception.type=ValueError", "exception.message=no such day"]);
+}
+
+#[test]
+fn an_exception_that_was_read_while_its_call_waited_has_a_stack_trace() {
+    let mut w = World::new();
+    let read = |message: &str| ExceptionFacts {
+        type_name: "shop.NoSuchDay".into(),
+        message: Some(message.into()),
+        stacktrace: format!("shop.NoSuchDay: {message}\n"),
+    };
+    // Told before anything is known of the call; what is told last counts, and only for this call.
+    let call = BootNanos(w.now + 1000);
+    for message in ["first", "Monday"] {
+        w.assembler.exception(Pid(MAIN.0), Epoch(MAIN.1), Tid(MAIN.2), call, read(message));
+    }
+    w.assembler.exception(Pid(MAIN.0), Epoch(MAIN.1), Tid(POOL.2), call, read("of another thread"));
+    assert_eq!(w.enter(MAIN, PLAIN, 0, &[]), call.0);
+    w.raise(MAIN, PLAIN, call.0, "NoSuchDay", Some(s("Mon")));
+    let next = w.enter(MAIN, PLAIN, 0, &[]);
+    w.raise(MAIN, PLAIN, next, "NoSuchDay", Some(s("Tue")));
+    let [first, second] = w.spans().try_into().unwrap();
+    let attributes = |span: &SpanData| -> Vec<_> {
+        span.events.events[0].attributes.iter().map(|kv| format!("{}={}", kv.key, kv.value)).collect()
+    };
+    assert_eq!(
+        attributes(&first),
+        ["exception.type=shop.NoSuchDay", "exception.message=Monday", "exception.stacktrace=shop.NoSuchDay: Monday\n"]
+    );
+    assert_eq!(get(&first, "error.type").as_deref(), Some("shop.NoSuchDay"));
+    assert_eq!(attributes(&second), ["exception.type=NoSuchDay", "exception.message=Tue"]);
+    assert_eq!(w.assembler.exceptions.len(), 1, "the other thread's call has not ended");
+}
+
+#[test]
+fn exceptions_of_calls_whose_end_is_lost_are_forgotten() {
+    let mut w = World::new();
+    for call in 0..2 * EXCEPTIONS as u64 {
+        let read = ExceptionFacts { type_name: "E".into(), message: None, stacktrace: String::new() };
+        w.assembler.exception(Pid(1), Epoch(1), Tid(1), BootNanos(call), read);
+    }
+    assert_eq!(w.assembler.exceptions.len(), EXCEPTIONS);
 }
 
 #[test]
@@ -656,7 +735,7 @@ fn a_pair_that_begins_again_has_missed_its_end() {
 #[test]
 fn what_goes_beyond_the_limits_is_dropped_and_counted() {
     let mut w = World::new();
-    w.assembler = w.assembler.with_limits(Limits { open_calls: 2, threads: 1, processes: 1 });
+    w.assembler = w.assembler.with_limits(Limits { open_calls: 2, threads: 1, processes: 1, ..Limits::default() });
     let first = w.enter(MAIN, PLAIN, 0, &[]);
     w.enter(POOL, PLAIN, 0, &[]);
     w.enter(MAIN, PLAIN, 1, &[]);
@@ -764,12 +843,71 @@ fn a_new_reading_of_the_clock_does_not_change_durations() {
 fn unknown_probes_and_fields_are_ignored() {
     let mut w = World::new();
     let stamp = w.stamp(MAIN);
-    let fields = vec![FieldValue { field: 99, value: Value::Int(1) }];
-    w.assembler.handle(Event::Enter { stamp, probe: ProbeId(99), depth: 0, recursion: false, fields: fields.clone() });
+    let fields = vec![FieldValue { field: 99, value: Value::Int(1), cut: false }];
+    w.assembler.handle(Event::Enter {
+        stamp,
+        probe: ProbeId(99),
+        depth: 0,
+        recursion: false,
+        object: UserAddr(0),
+        fields: fields.clone(),
+    });
     assert_eq!(w.assembler.stats().unknown_probes, 1);
     let stamp = w.stamp(MAIN);
-    w.assembler.handle(Event::Enter { stamp, probe: ProbeId(PLAIN), depth: 0, recursion: false, fields });
+    w.assembler.handle(Event::Enter {
+        stamp,
+        probe: ProbeId(PLAIN),
+        depth: 0,
+        recursion: false,
+        object: UserAddr(0),
+        fields,
+    });
     assert_eq!(w.assembler.open_spans(), 1);
+}
+
+#[test]
+fn lists_are_arrays_of_one_type_and_dicts_are_one_attribute_per_entry() {
+    let mut w = World::new();
+    let call = w.enter(MAIN, NODE, 0, &[]);
+    let mut fields = w.fields(NODE, Moment::Exit, &[("node.state", Value::List(vec![s("a"), s("b")]))]);
+    fields[0].cut = true;
+    let mut end = |fields| {
+        let stamp = w.stamp(MAIN);
+        let (call, object) = (BootNanos(call), UserAddr(0));
+        w.assembler.handle(Event::Return {
+            stamp,
+            call,
+            probe: ProbeId(NODE),
+            outcome: Outcome::Returned,
+            object,
+            fields,
+        });
+        w.span()
+    };
+    let span = end(fields);
+    assert_eq!(get(&span, "node.state").as_deref(), Some("[\"a\",\"b\"]"));
+    assert_eq!(get(&span, "floe.truncated").as_deref(), Some("[\"node.state\"]"));
+
+    for (list, array) in [
+        (vec![Value::Int(1), Value::Int(2)], "[1,2]"),
+        (vec![Value::Bool(true)], "[true]"),
+        (vec![Value::Float(0.5)], "[0.5]"),
+        (vec![Value::Int(1), s("x"), Value::None], "[\"1\",\"x\"]"),
+        (vec![], "[]"),
+    ] {
+        let call = w.enter(MAIN, NODE, 0, &[]);
+        w.leave(MAIN, NODE, call, &[("node.state", Value::List(list))]);
+        assert_eq!(get(&w.span(), "node.state").as_deref(), Some(array));
+    }
+
+    let call = w.enter(MAIN, NODE, 0, &[]);
+    let map = Value::Map(vec![("user".into(), s("ada")), ("none".into(), Value::None), ("n".into(), Value::Int(3))]);
+    w.leave(MAIN, NODE, call, &[("node.state", map)]);
+    let span = w.span();
+    assert_eq!(get(&span, "node.state.user").as_deref(), Some("ada"));
+    assert_eq!(get(&span, "node.state.n").as_deref(), Some("3"));
+    assert_eq!(get(&span, "node.state.none"), None);
+    assert_eq!(get(&span, "node.state"), None);
 }
 
 #[test]
