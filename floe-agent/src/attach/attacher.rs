@@ -20,7 +20,7 @@ use super::{
 use crate::{
     catalogue::{Catalogue, Kind, Probe},
     kernel::{Kernel, KernelError, LinkId, Site, UrgentReader, trial::Trial},
-    process::identity,
+    process::{container, identity},
     python::{
         identify::{Interpreter, InterpreterFile, Refusal, locate},
         layout::PyLayout,
@@ -878,7 +878,7 @@ fn imported(modules: &Resolver<'_>, name: &str) -> bool {
 
 /// What `/proc` tells of a process.
 fn facts(pid: Pid, epoch: Epoch, version: &str) -> ProcessFacts {
-    ProcessFacts {
+    let mut facts = ProcessFacts {
         parent_pid: identity::Stat::read(pid).ok().map(|stat| stat.parent),
         command_line: identity::cmdline(pid)
             .unwrap_or_default()
@@ -887,8 +887,13 @@ fn facts(pid: Pid, epoch: Epoch, version: &str) -> ProcessFacts {
             .collect(),
         executable: identity::exe(pid).ok().map(|path| path.to_string_lossy().into_owned()),
         python_version: Some(version.to_owned()),
+        container: container::id(pid),
         ..ProcessFacts::unknown(pid, epoch)
+    };
+    if let Ok(environ) = identity::Environ::read(pid) {
+        facts.read_environment(|name| environ.get(name));
     }
+    facts
 }
 
 /// Gives this thread real-time priority where that is allowed: somebody waits for it.

@@ -19,7 +19,8 @@ pub(super) fn run(options: &TraceOptions, pid: u32) -> Result<u8> {
         .and_then(OsPid::from_raw)
         .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok())
         .ok_or(AttachError::NoProcess(Pid(pid)))?;
-    let session = Session::start(options)?;
+    let config = super::config::of_trace(options)?;
+    let session = Session::start(options, &config)?;
     let attached = match session.attach.attach(Pid(pid)) {
         Ok(attached) => attached,
         Err(error) => {

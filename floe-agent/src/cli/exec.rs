@@ -14,7 +14,8 @@ use crate::units::Pid;
 
 pub(super) fn run(options: &TraceOptions, command: &[OsString]) -> Result<u8> {
     let (program, arguments) = command.split_first().context("no command given")?;
-    let session = Session::start(options)?;
+    let config = super::config::of_trace(options)?;
+    let session = Session::start(options, &config)?;
     match supervise(&session, program, arguments) {
         Ok(status) => {
             session.finish()?;

@@ -8,7 +8,7 @@ use opentelemetry::trace::{SpanId, Status, TraceId};
 use super::ExportError;
 use super::pipeline::{Finish, LocalSink};
 use super::tree::{self, View};
-use crate::trace::FinishedSpan;
+use crate::trace::{FinishedLog, FinishedSpan};
 
 /// Spans that wait for the root of their tree. Beyond this, trees are printed in parts.
 const WAITING: usize = 50_000;
@@ -173,6 +173,11 @@ impl LocalSink for Console {
         if self.count > WAITING {
             self.print_rest()?;
         }
+        Ok(())
+    }
+
+    /// The program prints its log itself.
+    fn write_logs(&mut self, _: &[FinishedLog]) -> Result<(), ExportError> {
         Ok(())
     }
 

@@ -11,7 +11,7 @@ use opentelemetry_semantic_conventions::SCHEMA_URL;
 use super::clock::Clock;
 use super::finish::{self, Ending, Finish, ProcessEnd};
 use super::process::{Frame, OpenSpan, Process, Trace};
-use super::resource::ProcessFacts;
+use super::resource::{ProcessFacts, ResourceDefaults};
 use crate::catalogue::{Catalogue, Kind, Moment, Role};
 use crate::kernel::event::{Event, FieldValue, Outcome, Stamp};
 use crate::units::{BootNanos, Epoch, Pid, ProbeId, Tid};
@@ -34,6 +34,8 @@ pub struct FinishedSpan {
     pub resource: Arc<Resource>,
     /// The span.
     pub span: SpanData,
+    /// What the sampled flag of the context says that was given to the process from outside, if there was one.
+    pub sampled: Option<bool>,
 }
 
 /// Bounds of what the assembler keeps. What goes beyond is dropped and counted.
@@ -100,6 +102,7 @@ struct Core {
     scope: InstrumentationScope,
     finished: Vec<FinishedSpan>,
     stats: AssemblerStats,
+    defaults: Arc<ResourceDefaults>,
 }
 
 impl Assembler {
@@ -123,6 +126,7 @@ impl Assembler {
                 scope,
                 finished: Vec::new(),
                 stats: AssemblerStats::default(),
+                defaults: Arc::default(),
             },
             processes: HashMap::new(),
             current: HashMap::new(),
@@ -136,6 +140,13 @@ impl Assembler {
     #[must_use]
     pub fn with_limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
+        self
+    }
+
+    /// With what the configuration says of resources.
+    #[must_use]
+    pub fn with_defaults(mut self, defaults: ResourceDefaults) -> Self {
+        self.core.defaults = Arc::new(defaults);
         self
     }
 
@@ -168,12 +179,14 @@ impl Assembler {
     }
 
     /// Says what a process is. May come before or after its first events; spans that end later have the new resource.
-    pub fn process_seen(&mut self, facts: ProcessFacts) {
+    pub fn process_seen(&mut self, mut facts: ProcessFacts) {
         let key = (facts.pid, facts.epoch);
+        facts.defaults = Arc::clone(&self.core.defaults);
         if self.ended.contains(&key) {
             return;
         }
         if let Some(process) = self.processes.get_mut(&key) {
+            facts.descends_from(&process.facts);
             process.resource = Arc::new(facts.resource());
             process.facts = facts;
         } else if self.processes.len() < self.limits.processes {
@@ -188,11 +201,13 @@ impl Assembler {
             Event::Enter { stamp, probe, depth, recursion, fields } => {
                 let limits = self.limits;
                 if let Some((core, process)) = self.process(&stamp) {
+                    process.learn(core.catalogue.fields(probe, Moment::Enter), &fields);
                     core.enter(process, &stamp, limits, Enter { probe, depth, recursion, fields });
                 }
             }
             Event::Return { stamp, call, probe, outcome, fields } => {
                 if let Some((core, process)) = self.process(&stamp) {
+                    process.learn(core.catalogue.fields(probe, Moment::Exit), &fields);
                     core.leave(process, &stamp, Leave { call, probe, outcome, fields });
                 }
             }
@@ -231,7 +246,9 @@ impl Assembler {
                 return None;
             }
             let trace = self.core.new_trace();
-            self.processes.insert(key, Process::new(ProcessFacts::unknown(key.0, key.1), trace));
+            let mut facts = ProcessFacts::unknown(key.0, key.1);
+            facts.defaults = Arc::clone(&self.core.defaults);
+            self.processes.insert(key, Process::new(facts, trace));
         }
         let process = self.processes.get_mut(&key)?;
         if stamp.lost > 0 {
@@ -252,6 +269,7 @@ impl Assembler {
 
     fn exec(&mut self, stamp: &Stamp) {
         let before = self.current.get(&stamp.pid).map(|epoch| (stamp.pid, *epoch));
+        let facts = before.and_then(|key| Some(self.processes.get(&key)?.facts.clone()));
         let lineage = before.filter(|key| key.1 != stamp.epoch).and_then(|key| {
             let process = self.processes.get(&key)?;
             let lineage = (Arc::clone(&process.trace), process.context(stamp.tid).map(|(span, _)| span));
@@ -259,6 +277,10 @@ impl Assembler {
             Some(lineage)
         });
         self.begin_process(stamp, (stamp.pid, stamp.epoch), None, lineage);
+        if let (Some(before), Some(process)) = (facts, self.processes.get_mut(&(stamp.pid, stamp.epoch))) {
+            process.facts.descends_from(&before);
+            process.resource = Arc::new(process.facts.resource());
+        }
     }
 
     /// A process begins by fork or exec. It may already be known: facts and events come on different ways.
@@ -517,7 +539,7 @@ impl Core {
         }
         self.stats.spans += 1;
         self.stats.incomplete += u64::from(matches!(ending, Ending::Incomplete { .. }));
-        self.finished.push(FinishedSpan { resource: Arc::clone(&process.resource), span });
+        self.finished.push(FinishedSpan { resource: Arc::clone(&process.resource), span, sampled: None });
     }
 }
 

@@ -5,9 +5,11 @@
 mod assembler;
 mod clock;
 mod finish;
+mod log;
 mod process;
 mod resource;
 
 pub use assembler::{Assembler, AssemblerStats, FinishedSpan, Limits};
 pub use clock::Clock;
-pub use resource::ProcessFacts;
+pub use log::FinishedLog;
+pub use resource::{ProcessFacts, ResourceDefaults};

@@ -11,6 +11,7 @@ use opentelemetry_sdk::Resource;
 
 use super::resource::ProcessFacts;
 use crate::catalogue::Role;
+use crate::kernel::event::{FieldValue, Value};
 use crate::units::{BootNanos, ProbeId, Tid};
 
 /// A trace, shared by the processes that belong to it.
@@ -98,6 +99,19 @@ impl Process {
             commands: Vec::new(),
             open: 0,
             started: false,
+        }
+    }
+
+    /// Takes in what captured fields say of the whole process. Spans that end later have the new resource.
+    pub(super) fn learn(&mut self, names: &[Key], fields: &[FieldValue]) {
+        let mut learned = false;
+        for FieldValue { field, value } in fields {
+            if let (Some(name), Value::Str { text, .. }) = (names.get(usize::from(*field)), value) {
+                learned |= self.facts.learn(name.as_str(), text);
+            }
+        }
+        if learned {
+            self.resource = Arc::new(self.facts.resource());
         }
     }
 
