@@ -25,9 +25,9 @@ use thiserror::Error;
 use crate::{
     catalogue::Catalogue,
     kernel::{Kernel, KernelError, UrgentReader, WaitBounds, trial::Trial},
-    python::identify::Refusal,
+    python::{exception::ExceptionFacts, identify::Refusal},
     trace::ProcessFacts,
-    units::{Epoch, Pid},
+    units::{BootNanos, Epoch, Pid, Tid},
 };
 
 /// What the thread may do.
@@ -90,6 +90,19 @@ pub enum AttachError {
 pub enum News {
     /// A process is traced.
     Process(Box<ProcessFacts>),
+    /// An exception was read while its thread waited: it leaves this call, or comes into it if it is an `__exit__`.
+    Exception {
+        /// The process.
+        pid: Pid,
+        /// Its address space.
+        epoch: Epoch,
+        /// The thread.
+        tid: Tid,
+        /// When the call began.
+        call: BootNanos,
+        /// The exception.
+        exception: Box<ExceptionFacts>,
+    },
 }
 
 /// What became of a process.

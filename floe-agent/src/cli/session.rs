@@ -177,9 +177,14 @@ fn make_spans(
             compared = Instant::now();
         }
         while let Some(event) = reader.take() {
-            // News of a process is sent before its first event can be made.
-            for News::Process(facts) in news.try_iter() {
-                assembler.process_seen(*facts);
+            // News is sent before the first event that it concerns can be made.
+            for news in news.try_iter() {
+                match news {
+                    News::Process(facts) => assembler.process_seen(*facts),
+                    News::Exception { pid, epoch, tid, call, exception } => {
+                        assembler.exception(pid, epoch, tid, call, *exception);
+                    }
+                }
             }
             if let Event::Exit { stamp, process_ended: true, .. } = &event {
                 // If the thread has ended, there is nobody to tell.
