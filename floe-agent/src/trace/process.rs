@@ -105,7 +105,7 @@ impl Process {
     /// Takes in what captured fields say of the whole process. Spans that end later have the new resource.
     pub(super) fn learn(&mut self, names: &[Key], fields: &[FieldValue]) {
         let mut learned = false;
-        for FieldValue { field, value } in fields {
+        for FieldValue { field, value, .. } in fields {
             if let (Some(name), Value::Str { text, .. }) = (names.get(usize::from(*field)), value) {
                 learned |= self.facts.learn(name.as_str(), text);
             }

@@ -288,7 +288,3 @@ fn encode_logs(mut logs: Vec<FinishedLog>, json: bool, bodies: &mut Vec<Batch>) 
     let body = if json { serde_json::to_vec(&request).unwrap_or_default() } else { request.encode_to_vec() };
     bodies.push(Batch { body: body.into(), items });
 }
-
-#[cfg(test)]
-#[path = "tests.rs"]
-mod tests;

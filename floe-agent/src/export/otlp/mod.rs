@@ -48,3 +48,6 @@ impl Default for Batching {
         Self { items: 512, delay: Duration::from_secs(1) }
     }
 }
+
+#[cfg(test)]
+mod tests;
