@@ -21,6 +21,7 @@ use crate::{
     config::Config,
     export::{ExportReport, Finish, Pipeline, Sampler, SamplingStats},
     kernel::{self, Counters, EventReader, WaitBounds, event::Event, trial},
+    process::run_id::RunSources,
     trace::{Assembler, AssemblerStats, Clock},
     units::{Pid, boot_now},
 };
@@ -85,7 +86,8 @@ impl Session {
             Arc::new(Pipeline::start(&config.outputs, config.queue, config.redaction.clone())?)
         };
         let (news_in, news) = mpsc::channel();
-        let options_ = attach::Options { keep_inlining: config.keep_inlining, bounds };
+        let options_ =
+            attach::Options { keep_inlining: config.keep_inlining, run_sources: RunSources::default(), bounds };
         let attach = attach::start(kernel, urgent, catalogue.clone(), trial, options_, news_in)?;
         let stop = Arc::new(AtomicBool::new(false));
         let assembler = Assembler::new(catalogue, clock()).with_defaults(config.resource.clone());

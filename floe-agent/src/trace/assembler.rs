@@ -14,6 +14,7 @@ use super::process::{Frame, OpenSpan, Process, Trace};
 use super::resource::{ProcessFacts, ResourceDefaults};
 use crate::catalogue::{Catalogue, Kind, Moment, Role};
 use crate::kernel::event::{Event, FieldValue, Outcome, Stamp};
+use crate::process::run_id::Source;
 use crate::python::exception::ExceptionFacts;
 use crate::units::{BootNanos, Epoch, Pid, ProbeId, Tid};
 
@@ -566,7 +567,9 @@ impl Core {
         }
         self.stats.spans += 1;
         self.stats.incomplete += u64::from(matches!(ending, Ending::Incomplete { .. }));
-        self.finished.push(FinishedSpan { resource: Arc::clone(&process.resource), span, sampled: None });
+        let given = process.facts.run.as_ref().filter(|run| run.source == Source::Traceparent);
+        let sampled = given.map(|run| run.sampled);
+        self.finished.push(FinishedSpan { resource: Arc::clone(&process.resource), span, sampled });
     }
 }
 

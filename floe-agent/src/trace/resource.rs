@@ -8,6 +8,7 @@ use opentelemetry_sdk::Resource;
 use opentelemetry_semantic_conventions::{SCHEMA_URL, attribute as semconv};
 
 use crate::config::values;
+use crate::process::run_id::RunContext;
 use crate::units::{Epoch, Pid};
 
 /// What the configuration says of resources; what a process says itself wins.
@@ -32,6 +33,8 @@ pub struct ProcessFacts {
     pub parent_pid: Option<Pid>,
     /// Command line.
     pub command_line: Vec<String>,
+    /// The run that its environment and its arguments name.
+    pub run: Option<RunContext>,
     /// Path of the executable.
     pub executable: Option<String>,
     /// Version of the Python interpreter.
@@ -131,6 +134,7 @@ impl ProcessFacts {
             epoch: _,
             parent_pid,
             command_line,
+            run: _,
             executable,
             python_version,
             container,
