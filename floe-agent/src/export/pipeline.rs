@@ -14,7 +14,7 @@ use tracing::warn;
 use super::batch::Weigh;
 use super::console::Console;
 use super::jsonl::Jsonl;
-use super::otlp::{Lane, Signal};
+use super::otlp::{Lane, Metrics, Signal};
 use super::redact::{RedactionRules, Redactor};
 use super::{ExportError, Output};
 use crate::trace::{FinishedLog, FinishedSpan};
@@ -137,6 +137,17 @@ struct Sink {
     spans: Option<UnboundedSender<Message>>,
     logs: Option<UnboundedSender<Message>>,
     tasks: Vec<JoinHandle<()>>,
+    /// Sends the counters; told when the others have ended.
+    metrics: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
+}
+
+/// What the agent's own metrics say of one signal.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Counted {
+    pub(super) sent: u64,
+    pub(super) failed: u64,
+    pub(super) dropped: u64,
+    pub(super) waiting: u64,
 }
 
 /// The counters of a sink, and how full its queues are.
@@ -247,6 +258,17 @@ impl Shared {
         due(&self.complained)
     }
 
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn counted(&self, signal: Signal) -> Counted {
+        let queue = self.queue(signal);
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let (sent, failed, dropped) = (read(&queue.sent), read(&queue.failed), read(&queue.dropped));
+        Counted { sent, failed, dropped, waiting: queue.items.load(Ordering::Relaxed) as u64 }
+    }
+
     fn report(&self) -> ExportReport {
         ExportReport {
             sink: self.name.clone(),
@@ -282,7 +304,7 @@ impl Pipeline {
         // First open everything, so that a mistake in one leaves nothing half begun.
         enum Open {
             Local(Box<dyn LocalSink>),
-            Otlp(Vec<(Signal, Lane)>),
+            Otlp(Vec<(Signal, Lane)>, Option<Metrics>),
         }
         let mut open = Vec::new();
         for output in outputs {
@@ -296,7 +318,10 @@ impl Pipeline {
                             lanes.push((signal, Lane::new(endpoint, signal, target.batching)?));
                         }
                     }
-                    Open::Otlp(lanes)
+                    let metrics = target.metrics.as_ref();
+                    let metrics =
+                        metrics.map(|endpoint| Metrics::new(endpoint, target.metrics_interval)).transpose()?;
+                    Open::Otlp(lanes, metrics)
                 }
             };
             open.push((output.to_string(), sink));
@@ -307,7 +332,7 @@ impl Pipeline {
                 Open::Local(sink) => pipeline
                     .add_local(name.clone(), bounds, sink)
                     .map_err(|source| ExportError::Write { sink: name, source })?,
-                Open::Otlp(lanes) => pipeline.add_otlp(name, bounds, lanes),
+                Open::Otlp(lanes, metrics) => pipeline.add_otlp(name, bounds, lanes, metrics),
             }
         }
         Ok(pipeline)
@@ -327,13 +352,13 @@ impl Pipeline {
             let _ = end.await;
         });
         let spans = Some(sender.clone());
-        self.sinks.push(Sink { shared, spans, logs: Some(sender), tasks: vec![task] });
+        self.sinks.push(Sink { shared, spans, logs: Some(sender), tasks: vec![task], metrics: None });
         Ok(())
     }
 
-    fn add_otlp(&mut self, name: String, bounds: QueueBounds, lanes: Vec<(Signal, Lane)>) {
+    fn add_otlp(&mut self, name: String, bounds: QueueBounds, lanes: Vec<(Signal, Lane)>, metrics: Option<Metrics>) {
         let shared = Shared::new(name, bounds);
-        let mut sink = Sink { shared: Arc::clone(&shared), spans: None, logs: None, tasks: Vec::new() };
+        let mut sink = Sink { shared: Arc::clone(&shared), spans: None, logs: None, tasks: Vec::new(), metrics: None };
         for (signal, lane) in lanes {
             let (sender, receiver) = unbounded_channel();
             match signal {
@@ -342,6 +367,10 @@ impl Pipeline {
             }
             sink.tasks.push(tokio::spawn(lane.run(receiver, Arc::clone(&shared))));
         }
+        sink.metrics = metrics.map(|metrics| {
+            let (end, ended) = oneshot::channel();
+            (end, tokio::spawn(metrics.run(ended, shared)))
+        });
         self.sinks.push(sink);
     }
 
@@ -375,7 +404,7 @@ impl Pipeline {
         // A little longer than the sinks are told, so that they can end by themselves.
         let deadline = Instant::now() + finish.deadline + Duration::from_millis(200);
         let mut reports = Vec::new();
-        for Sink { shared, spans: _, logs: _, tasks } in self.sinks {
+        for Sink { shared, spans: _, logs: _, tasks, metrics } in self.sinks {
             for task in tasks {
                 let abort = task.abort_handle();
                 if tokio::time::timeout_at(deadline, task).await.is_err() {
@@ -384,6 +413,15 @@ impl Pipeline {
                 }
             }
             reports.push(shared.report());
+            if let Some((end, task)) = metrics {
+                let abort = task.abort_handle();
+                // An endpoint that takes nothing is not asked to take this.
+                let reachable = reports.last().is_some_and(|report| report.spans.sent > 0);
+                if reachable && end.send(()).is_ok() {
+                    let _ = tokio::time::timeout_at(deadline, task).await;
+                }
+                abort.abort();
+            }
         }
         reports
     }

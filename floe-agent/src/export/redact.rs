@@ -28,7 +28,7 @@ static URL: LazyLock<Regex> = LazyLock::new(|| regex(r"(?i)\b([a-z][a-z0-9+.-]*:
 /// `password=...`, `"token": "..."`, `Authorization: Bearer ...`.
 static ASSIGNED: LazyLock<Regex> = LazyLock::new(|| {
     regex(&format!(
-        r#"(?i)((?:{WORDS})\\?["']?\s*[=:]\s*)(\\?"(?:[^"\\]|\\.)*"?|'[^']*'?|(?:(?:bearer|basic|token)\s+)?[^\s"'`,;&)}}\]]+)"#
+        r#"(?i)((?:{WORDS})\\?["']?\s*[=:]\s*)(\\"[^"\\]*(?:\\")?|"(?:[^"\\]|\\.)*"?|'[^']*'?|(?:(?:bearer|basic|token)\s+)?[^\s"'`,;&)}}\]]+)"#
     ))
 });
 /// `Bearer ...` anywhere.

@@ -1,6 +1,7 @@
 //! OTLP: batches, queues, retries. One lane per signal; `transport` makes one request, `target` says where to.
 
 mod lane;
+mod metrics;
 mod target;
 mod transport;
 
@@ -10,6 +11,7 @@ pub use transport::Signal;
 use std::time::Duration;
 
 pub(super) use lane::Lane;
+pub(super) use metrics::Metrics;
 
 /// Where each signal goes.
 #[derive(Clone, Debug)]

@@ -183,6 +183,125 @@ impl Transport {
 fn decode(signal: Signal, json: bool, body: &[u8]) -> Answer {
     macro_rules! read {
         ($kind:ty, $rejected:ident) => {{
+            let answer = <$kind>::decode(body).ok();
+            let partial = answer.and_then(|answer| answer.partial_success);
+            partial.map(|partial| (partial.$rejected, partial.error_message))
+        }};
+    }
+    let partial = match signal {
+        _ if json => decode_json(signal, body),
+        Signal::Traces => read!(ExportTraceServiceResponse, rejected_spans),
+        Signal::Logs => read!(ExportLogsServiceResponse, rejected_log_records),
+        Signal::Metrics => read!(ExportMetricsServiceResponse, rejected_data_points),
+    };
+    partial.map_or_else(Answer::accepted, |(rejected, message)| accepted(rejected, message))
+}
+
+/// opentelemetry-proto does not read 64-bit numbers that are texts, as JSON has them, in these messages.
+fn decode_json(signal: Signal, body: &[u8]) -> Option<(i64, String)> {
+    let answer: serde_json::Value = serde_json::from_slice(body).ok()?;
+    let partial = answer.get("partialSuccess")?;
+    let rejected = partial.get(match signal {
+        Signal::Traces => "rejectedSpans",
+        Signal::Logs => "rejectedLogRecords",
+        Signal::Metrics => "rejectedDataPoints",
+    });
+    let number = |value: &serde_json::Value| value.as_i64().or_else(|| value.as_str()?.parse().ok());
+    let message = partial.get("errorMessage").and_then(serde_json::Value::as_str).unwrap_or_default();
+    Some((rejected.and_then(number).unwrap_or_default(), message.to_owned()))
+}
+
+fn accepted() -> Self {
+        Self::Accepted { rejected: 0, message: String::new() }
+    }
+}
+
+/// A way to an endpoint.
+#[derive(Debug)]
+pub(super) struct Transport {
+    endpoint: Endpoint,
+    signal: Signal,
+    way: Way,
+}
+
+#[derive(Debug)]
+enum Way {
+    Grpc(Channel),
+    Http(reqwest::Client),
+}
+
+impl Transport {
+    /// Prepares the way; nothing is sent yet. To be called inside a tokio runtime.
+    pub(super) fn new(endpoint: &Endpoint, signal: Signal) -> Result<Self, TargetError> {
+        let way = match endpoint.protocol {
+            Protocol::Grpc => Way::Grpc(channel(endpoint)?),
+            Protocol::HttpProtobuf | Protocol::HttpJson => Way::Http(client(endpoint)?),
+        };
+        // A file with a secret that cannot be read shows here.
+        endpoint.headers.resolve().map_err(|problem| endpoint.error(problem))?;
+        Ok(Self { endpoint: endpoint.clone(), signal, way })
+    }
+
+    pub(super) fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// Sends one encoded request. Takes at most the endpoint's time-out.
+    pub(super) async fn send(&self, body: Bytes) -> Answer {
+        let timeout = self.endpoint.timeout;
+        let headers = match self.endpoint.headers.resolve() {
+            Ok(headers) => headers,
+            Err(problem) => return Answer::unreachable(problem),
+        };
+        let sending = async {
+            match &self.way {
+                Way::Grpc(channel) => grpc(channel.clone(), self.signal, self.endpoint.gzip, headers, body).await,
+                Way::Http(client) => self.http(client, headers, body).await,
+            }
+        };
+        let silent = || Answer::unreachable(format!("no answer within {timeout:?}"));
+        tokio::time::timeout(timeout, sending).await.unwrap_or_else(|_| silent())
+    }
+
+    async fn http(&self, client: &reqwest::Client, mut headers: HeaderMap, mut body: Bytes) -> Answer {
+        let json = self.endpoint.protocol == Protocol::HttpJson;
+        let content = if json { "application/json" } else { "application/x-protobuf" };
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content));
+        if self.endpoint.gzip {
+            headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+            body = gzip(&body);
+        }
+        let mut response = match client.post(&self.endpoint.url).headers(headers).body(body).send().await {
+            Ok(response) => response,
+            Err(error) => return Answer::unreachable(causes(&error.without_url())),
+        };
+        let status = response.status();
+        let after = response.headers().get(header::RETRY_AFTER).and_then(retry_after);
+        let mut answer = Vec::new();
+        while let Ok(Some(chunk)) = response.chunk().await {
+            answer.extend_from_slice(&chunk);
+            if answer.len() > MAX_ANSWER {
+                break;
+            }
+        }
+        match status {
+            _ if status.is_success() => decode(self.signal, json, &answer),
+            StatusCode::TOO_MANY_REQUESTS
+            | StatusCode::BAD_GATEWAY
+            | StatusCode::SERVICE_UNAVAILABLE
+            | StatusCode::GATEWAY_TIMEOUT => Answer::Retry { reason: format!("HTTP {status}"), after, answered: true },
+            _ => Answer::Refused(match describe(json, &answer) {
+                Some(message) => format!("HTTP {status}: {message}"),
+                None => format!("HTTP {status}"),
+            }),
+        }
+    }
+}
+
+/// What a successful answer says. One that cannot be read is taken for a plain success, as the specification asks.
+fn decode(signal: Signal, json: bool, body: &[u8]) -> Answer {
+    macro_rules! read {
+        ($kind:ty, $rejected:ident) => {{
             let answer: Option<$kind> =
                 if json { serde_json::from_slice(body).ok() } else { <$kind>::decode(body).ok() };
             let partial = answer.and_then(|answer| answer.partial_success);
