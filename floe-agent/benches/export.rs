@@ -11,7 +11,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use floe_agent::catalogue::Catalogue;
 use floe_agent::export::{
-    Batching, Endpoint, Finish, OtlpTarget, Output, Pipeline, Protocol, QueueBounds, RedactionRules, Sampler, SamplingRules,
+    Batching, Endpoint, Finish, OtlpTarget, Output, Pipeline, Protocol, QueueBounds, RedactionRules, Sampler,
+    SamplingRules,
 };
 use floe_agent::kernel::decode::decode;
 use floe_agent::trace::{Assembler, Clock};
@@ -53,7 +54,8 @@ fn main() {
 
 fn measure(address: &str, spans: u64) {
     let catalogue = Arc::new(Catalogue::of_probes(&[PROBE.to_owned()]).expect("a probe"));
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
     let target = OtlpTarget {
         traces: Some(Endpoint::new(address, "bench", Protocol::Grpc).expect("an endpoint")),
         logs: None,
@@ -135,7 +137,12 @@ fn records() -> Vec<Vec<u8>> {
             time += 1_000;
             let header = header(event::ENTER, pid, time);
             let mut fields = Vec::new();
-            let texts = [format!("customer-{tree}"), "espresso machine".into(), "paid".into(), "12 Long Street, Springfield".into()];
+            let texts = [
+                format!("customer-{tree}"),
+                "espresso machine".into(),
+                "paid".into(),
+                "12 Long Street, Springfield".into(),
+            ];
             for (number, text) in texts.iter().enumerate() {
                 fields.extend(field(number as u8, value::UTF8, text.as_bytes()));
             }
@@ -270,7 +277,8 @@ fn collect() {
             let _ = std::io::stdin().read_to_end(&mut Vec::new());
             let _ = done.send(());
         });
-        let serving = tonic::transport::Server::builder().add_service(server).serve_with_incoming(TcpIncoming::from(listener));
+        let serving =
+            tonic::transport::Server::builder().add_service(server).serve_with_incoming(TcpIncoming::from(listener));
         tokio::select! {
             result = serving => result.expect("the collector serves"),
             _ = end => {}

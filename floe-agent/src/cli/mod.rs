@@ -6,6 +6,7 @@ mod attach;
 mod config;
 mod exec;
 mod program;
+mod progress;
 mod session;
 
 use std::path::PathBuf;

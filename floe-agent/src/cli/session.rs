@@ -12,12 +12,14 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use opentelemetry::trace::Status;
 use serde_json::json;
 
 use super::TraceOptions;
+use super::progress::{self, Counts, Line};
 use crate::{
     attach::{self, AttachThread, News, Request},
-    catalogue::Catalogue,
+    catalogue::{Catalogue, Loaded},
     config::Config,
     export::{ExportReport, Finish, Pipeline, Sampler, SamplingStats},
     kernel::{self, Counters, EventReader, WaitBounds, event::Event, trial},
@@ -41,6 +43,7 @@ pub(super) struct Session {
     runtime: tokio::runtime::Runtime,
     stats: Option<std::path::PathBuf>,
     shutdown_timeout: Duration,
+    line: Line,
     started: Instant,
     /// CPU seconds used until everything was set up.
     startup_cpu: f64,
@@ -64,11 +67,19 @@ fn clock() -> Clock {
 impl Session {
     /// Sets everything up. Nothing has been traced if this fails.
     pub(super) fn start(options: &TraceOptions, config: &Config) -> Result<Self> {
-        let catalogue = if config.builtin_packs {
+        let loaded = if config.builtin_packs {
             Catalogue::load(&config.packs, &config.probes)
         } else {
             Catalogue::load_only(&config.packs, &config.probes)
         }?;
+        let Loaded { catalogue, left_out } = loaded;
+        for error in &left_out {
+            eprintln!("floe-agent: {error}; this pack is left out");
+        }
+        anyhow::ensure!(
+            left_out.is_empty() || !catalogue.probes().is_empty(),
+            "there is no other probe; correct the pack, or name a function with --probe"
+        );
         let catalogue = Arc::new(catalogue);
         if let Some(path) = &options.stats {
             std::fs::File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
@@ -92,11 +103,13 @@ impl Session {
         let stop = Arc::new(AtomicBool::new(false));
         let assembler = Assembler::new(catalogue, clock()).with_defaults(config.resource.clone());
         let sampler = Sampler::new(config.sampling.clone());
+        let line = Line::start(config.progress);
         let events = {
             let (stop, pipeline, requests) = (stop.clone(), pipeline.clone(), attach.requests());
+            let counts = line.counts();
             std::thread::Builder::new()
                 .name("floe-events".into())
-                .spawn(move || make_spans(events, assembler, sampler, &news, &requests, &pipeline, &stop))
+                .spawn(move || make_spans(events, assembler, sampler, &news, &requests, &pipeline, &counts, &stop))
                 .context("cannot start the event thread")?
         };
         Ok(Self {
@@ -108,6 +121,7 @@ impl Session {
             runtime,
             stats: options.stats.clone(),
             shutdown_timeout: config.shutdown_timeout,
+            line,
             started: Instant::now(),
             startup_cpu: agent_usage().0,
         })
@@ -123,6 +137,7 @@ impl Session {
         self.attach.stop();
         self.stop.store(true, Ordering::Release);
         let _ = self.events.join();
+        self.line.end();
     }
 
     /// Ends tracing: what is open ends now, everything is written, the summary is printed.
@@ -132,6 +147,7 @@ impl Session {
         let report = attach.stop();
         stop.store(true, Ordering::Release);
         let spans = events.join().map_err(|_| anyhow::anyhow!("the event thread panicked"))?;
+        line.end();
         let counters: BTreeMap<_, _> = counters.read().into_iter().map(|(c, n)| (c.name(), n)).collect();
         let lost = counters["events_lost"] + counters["urgent_events_lost"] + spans.undecodable;
         let finish = Finish { lost_events: lost, deadline: shutdown_timeout };
@@ -144,6 +160,11 @@ impl Session {
             eprintln!(
                 "floe-agent: {lost} events were lost; the traces they belong to are marked floe.trace.incomplete"
             );
+        }
+        let left_out = spans.sampler.traces_dropped;
+        if left_out > 0 {
+            let errors = spans.sampler.traces_kept_for_errors;
+            eprintln!("floe-agent: {left_out} traces were left out by sampling, {errors} kept for their errors");
         }
         let late = counters["wait_timeouts"];
         if late > 0 {
@@ -165,9 +186,11 @@ fn make_spans(
     news: &mpsc::Receiver<News>,
     requests: &mpsc::Sender<Request>,
     pipeline: &Pipeline,
+    counts: &Counts,
     stop: &AtomicBool,
 ) -> Spans {
     let mut compared = Instant::now();
+    let mut shown = Instant::now();
     loop {
         // Read before the ring: what is in the ring when this is set is still read.
         let last = stop.load(Ordering::Acquire);
@@ -196,11 +219,22 @@ fn make_spans(
         }
         if last {
             assembler.end_of_input(boot_now());
-            pipeline.send(sampler.pass(assembler.drain(), Instant::now()));
+            let finished = assembler.drain();
+            pipeline.send(sampler.pass(finished, Instant::now()));
             sampler.finish();
             return Spans { assembler: assembler.stats(), sampler: sampler.stats(), undecodable: reader.undecodable };
         }
-        pipeline.send(sampler.pass(assembler.drain(), Instant::now()));
+        let finished = assembler.drain();
+        let failed = finished.iter().filter(|finished| matches!(finished.span.status, Status::Error { .. })).count();
+        counts.errors.fetch_add(failed as u64, Ordering::Relaxed);
+        if shown.elapsed() > progress::PERIOD {
+            let stats = assembler.stats();
+            counts.spans.store(stats.spans, Ordering::Relaxed);
+            counts.open.store(assembler.open_spans() as u64, Ordering::Relaxed);
+            counts.lost.store(stats.lost_events, Ordering::Relaxed);
+            shown = Instant::now();
+        }
+        pipeline.send(sampler.pass(finished, Instant::now()));
     }
 }
 

@@ -71,8 +71,10 @@ impl Console {
     }
 
     fn print(&mut self, text: &str) -> Result<(), ExportError> {
+        // The live line may stand there.
+        let clear = if self.view.width.is_some() { "\r\x1b[K" } else { "" };
         self.out
-            .write_all(text.as_bytes())
+            .write_all(format!("{clear}{text}").as_bytes())
             .and_then(|()| self.out.flush())
             .map_err(|source| ExportError::Write { sink: "the console".to_owned(), source })
     }
