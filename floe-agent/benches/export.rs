@@ -61,7 +61,7 @@ fn measure(address: &str, spans: u64) {
         logs: None,
         metrics: None,
         batching: Batching::default(),
-        metrics_interval: Duration::from_secs(60),
+        metrics_interval: Duration::from_mins(1),
     };
     let pipeline = {
         let _inside = runtime.enter();
@@ -98,18 +98,20 @@ fn measure(address: &str, spans: u64) {
             assembling += assembled - decoded;
             sampling += sampled - assembled;
             sending += sent - sampled;
-            chunk.iter_mut().for_each(|record| later(record));
+            for record in chunk.iter_mut() {
+                later(record);
+            }
             while pipeline.reports()[0].spans.failed > WAITING {
                 std::thread::sleep(Duration::from_millis(1));
             }
             waited += sent.elapsed();
         }
     }
-    let own = cpu(libc::RUSAGE_THREAD) - own;
-    let finish = Finish { deadline: Duration::from_secs(60), ..Finish::default() };
+    let own = cpu(libc::RUSAGE_THREAD).saturating_sub(own);
+    let finish = Finish { deadline: Duration::from_mins(1), ..Finish::default() };
     let report = runtime.block_on(pipeline.shutdown(finish)).remove(0);
     let elapsed = begin.elapsed();
-    let all = cpu(libc::RUSAGE_SELF) - before;
+    let all = cpu(libc::RUSAGE_SELF).saturating_sub(before);
     assert!(report.complete(), "{report}");
 
     let each = |time: Duration| time.as_secs_f64() * 1e9 / generated as f64;
@@ -121,7 +123,7 @@ fn measure(address: &str, spans: u64) {
     line("sampling", each(sampling), "ns per span, wall clock");
     line("redaction and queue", each(sending), "ns per span, wall clock");
     line("event thread", each(own), "ns per span, CPU, generator included");
-    line("encoding and gRPC", each(all - own), "ns per span, CPU");
+    line("encoding and gRPC", each(all.saturating_sub(own)), "ns per span, CPU");
     line("generator and waiting for the queue", each(waited), "ns per span, wall clock");
     line("peak memory", peak_memory() as f64 / 1e6, "MB");
 }

@@ -55,7 +55,8 @@ impl Line {
             }
         };
         let visible = wanted && std::io::stderr().is_terminal();
-        let thread = visible.then(|| std::thread::Builder::new().name("floe-progress".into()).spawn(draw).ok()).flatten();
+        let thread =
+            visible.then(|| std::thread::Builder::new().name("floe-progress".into()).spawn(draw).ok()).flatten();
         Self { counts, thread }
     }
 

@@ -109,7 +109,10 @@ impl Session {
             let counts = line.counts();
             std::thread::Builder::new()
                 .name("floe-events".into())
-                .spawn(move || make_spans(events, assembler, sampler, &news, &requests, &pipeline, &counts, &stop))
+                .spawn(move || {
+                    let way = Way { sampler, pipeline: &pipeline, counts: &counts };
+                    make_spans(events, assembler, way, &news, &requests, &stop)
+                })
                 .context("cannot start the event thread")?
         };
         Ok(Self {
@@ -142,8 +145,19 @@ impl Session {
 
     /// Ends tracing: what is open ends now, everything is written, the summary is printed.
     pub(super) fn finish(self) -> Result<()> {
-        let Self { attach, events, stop, pipeline, counters, runtime, stats, shutdown_timeout, started, startup_cpu } =
-            self;
+        let Self {
+            attach,
+            events,
+            stop,
+            pipeline,
+            counters,
+            runtime,
+            stats,
+            shutdown_timeout,
+            line,
+            started,
+            startup_cpu,
+        } = self;
         let report = attach.stop();
         stop.store(true, Ordering::Release);
         let spans = events.join().map_err(|_| anyhow::anyhow!("the event thread panicked"))?;
@@ -178,17 +192,23 @@ impl Session {
     }
 }
 
+/// Where finished spans go.
+struct Way<'a> {
+    sampler: Sampler,
+    pipeline: &'a Pipeline,
+    counts: &'a Counts,
+}
+
 /// The body of the event thread: kernel → spans → outputs.
 fn make_spans(
     mut reader: EventReader,
     mut assembler: Assembler,
-    mut sampler: Sampler,
+    way: Way<'_>,
     news: &mpsc::Receiver<News>,
     requests: &mpsc::Sender<Request>,
-    pipeline: &Pipeline,
-    counts: &Counts,
     stop: &AtomicBool,
 ) -> Spans {
+    let Way { mut sampler, pipeline, counts } = way;
     let mut compared = Instant::now();
     let mut shown = Instant::now();
     loop {

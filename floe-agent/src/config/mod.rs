@@ -353,13 +353,11 @@ impl Settings {
 
     /// What was given for a setting, else its default.
     pub fn one(&self, path: &str) -> Option<Setting<String>> {
-        match self.stored.get(path) {
-            Some(Stored::One(setting)) => Some(setting.clone()),
-            _ => {
-                let default = keys::find(path)?.default;
-                (!default.is_empty()).then(|| Setting { value: default.to_owned(), origin: Origin::Default })
-            }
+        if let Some(Stored::One(setting)) = self.stored.get(path) {
+            return Some(setting.clone());
         }
+        let default = keys::find(path)?.default;
+        (!default.is_empty()).then(|| Setting { value: default.to_owned(), origin: Origin::Default })
     }
 
     fn list(&self, path: &str) -> Vec<String> {
@@ -433,6 +431,7 @@ fn redact_url(value: &str) -> String {
 
 /// What the agent is to do.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each one is a setting of its own")]
 pub struct Config {
     /// Where spans go.
     pub outputs: Vec<Output>,

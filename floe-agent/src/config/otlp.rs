@@ -18,7 +18,7 @@ pub(super) fn target(settings: &Settings, traces: bool) -> Result<OtlpTarget, Co
             items: settings.count("queue.batch").unwrap_or(default.items),
             delay: settings.duration("queue.delay").unwrap_or(default.delay),
         },
-        metrics_interval: settings.duration("otlp.metrics_interval").unwrap_or(std::time::Duration::from_secs(60)),
+        metrics_interval: settings.duration("otlp.metrics_interval").unwrap_or(std::time::Duration::from_mins(1)),
     })
 }
 
@@ -85,11 +85,10 @@ fn headers(settings: &Settings, signal: &str) -> Result<Headers, ConfigError> {
     if let Some(user) = settings.one("otlp.username") {
         let mut password = settings.text("otlp.password").unwrap_or_default();
         if let Some(file) = settings.one("otlp.password_file") {
-            password = std::fs::read_to_string(&file.value)
+            let text = std::fs::read_to_string(&file.value)
                 .map_err(|error| format!("cannot read the password from {}: {error}", file.value))
-                .map_err(conflict(&file.origin))?
-                .trim()
-                .to_owned();
+                .map_err(conflict(&file.origin))?;
+            text.trim().clone_into(&mut password);
         }
         let basic = base64::engine::general_purpose::STANDARD.encode(format!("{}:{password}", user.value));
         headers.set("authorization", &format!("Basic {basic}")).map_err(conflict(&user.origin))?;

@@ -15,14 +15,14 @@ pub fn schema() -> Value {
                 at.insert(name.to_owned(), property(key));
                 break;
             }
-            let entry = at.entry(name).or_insert_with(|| object(Map::new()));
+            let entry = at.entry(name).or_insert_with(|| object(&Map::new()));
             let Some(inner) = entry.get_mut("properties").and_then(Value::as_object_mut) else {
                 break;
             };
             at = inner;
         }
     }
-    let mut schema = object(properties);
+    let mut schema = object(&properties);
     if let Some(schema) = schema.as_object_mut() {
         schema.insert("$schema".to_owned(), json!("https://json-schema.org/draft/2020-12/schema"));
         schema.insert("title".to_owned(), json!("floe-agent configuration"));
@@ -30,7 +30,7 @@ pub fn schema() -> Value {
     schema
 }
 
-fn object(properties: Map<String, Value>) -> Value {
+fn object(properties: &Map<String, Value>) -> Value {
     json!({"type": ["object", "null"], "additionalProperties": false, "properties": properties})
 }
 

@@ -53,8 +53,9 @@ pub fn boolean(text: &str) -> Option<bool> {
 
 /// `a=b,c=d`, percent-encoded, as OpenTelemetry's variables have it.
 pub fn map(text: &str) -> Option<Vec<(String, String)>> {
-    let decode =
-        |text: &str| percent_encoding::percent_decode_str(text.trim()).decode_utf8().ok().map(|text| text.into_owned());
+    let decode = |text: &str| {
+        percent_encoding::percent_decode_str(text.trim()).decode_utf8().ok().map(std::borrow::Cow::into_owned)
+    };
     let entries = text.split(',').map(str::trim).filter(|entry| !entry.is_empty());
     entries
         .map(|entry| {

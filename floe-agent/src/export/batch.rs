@@ -26,15 +26,12 @@ fn group<K, V>(items: impl Iterator<Item = (K, V)>, same: impl Fn(&K, &K) -> boo
             Some((known, _)) if same(known, &key) => Some(last),
             _ => groups.iter().position(|(known, _)| same(known, &key)),
         };
-        match found {
-            Some(at) => {
-                groups[at].1.push(value);
-                last = at;
-            }
-            None => {
-                last = groups.len();
-                groups.push((key, vec![value]));
-            }
+        if let Some(at) = found {
+            groups[at].1.push(value);
+            last = at;
+        } else {
+            last = groups.len();
+            groups.push((key, vec![value]));
         }
     }
     groups

@@ -20,7 +20,7 @@ use super::{ExportError, Output};
 use crate::trace::{FinishedLog, FinishedSpan};
 
 /// How often a sink complains in the agent's log.
-const PERIOD: Duration = Duration::from_secs(60);
+const PERIOD: Duration = Duration::from_mins(1);
 
 /// What one sink may have waiting of each signal. What does not fit is dropped and counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -304,7 +304,7 @@ impl Pipeline {
         // First open everything, so that a mistake in one leaves nothing half begun.
         enum Open {
             Local(Box<dyn LocalSink>),
-            Otlp(Vec<(Signal, Lane)>, Option<Metrics>),
+            Otlp(Vec<(Signal, Lane)>, Option<Box<Metrics>>),
         }
         let mut open = Vec::new();
         for output in outputs {
@@ -321,7 +321,7 @@ impl Pipeline {
                     let metrics = target.metrics.as_ref();
                     let metrics =
                         metrics.map(|endpoint| Metrics::new(endpoint, target.metrics_interval)).transpose()?;
-                    Open::Otlp(lanes, metrics)
+                    Open::Otlp(lanes, metrics.map(Box::new))
                 }
             };
             open.push((output.to_string(), sink));
@@ -356,7 +356,13 @@ impl Pipeline {
         Ok(())
     }
 
-    fn add_otlp(&mut self, name: String, bounds: QueueBounds, lanes: Vec<(Signal, Lane)>, metrics: Option<Metrics>) {
+    fn add_otlp(
+        &mut self,
+        name: String,
+        bounds: QueueBounds,
+        lanes: Vec<(Signal, Lane)>,
+        metrics: Option<Box<Metrics>>,
+    ) {
         let shared = Shared::new(name, bounds);
         let mut sink = Sink { shared: Arc::clone(&shared), spans: None, logs: None, tasks: Vec::new(), metrics: None };
         for (signal, lane) in lanes {
@@ -376,14 +382,18 @@ impl Pipeline {
 
     /// Gives spans to every sink that has room for them.
     pub fn send(&self, mut spans: Vec<FinishedSpan>) {
-        spans.iter_mut().for_each(|span| self.redactor.span(span));
+        for span in &mut spans {
+            self.redactor.span(span);
+        }
         let to = self.sinks.iter().filter_map(|sink| Some((&sink.shared, sink.spans.as_ref()?)));
         hand_out(spans, Signal::Traces, to, Message::Spans);
     }
 
     /// Gives log records to every sink that has room for them.
     pub fn send_logs(&self, mut logs: Vec<FinishedLog>) {
-        logs.iter_mut().for_each(|log| self.redactor.log(log));
+        for log in &mut logs {
+            self.redactor.log(log);
+        }
         let to = self.sinks.iter().filter_map(|sink| Some((&sink.shared, sink.logs.as_ref()?)));
         hand_out(logs, Signal::Logs, to, Message::Logs);
     }

@@ -142,25 +142,24 @@ impl Redactor {
     /// The redacted form of a resource, if it is another one.
     fn resource(&self, resource: &Arc<Resource>) -> Option<Arc<Resource>> {
         let mut known = self.resources.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = match known.iter().position(|(original, _)| Arc::ptr_eq(original, resource)) {
-            Some(at) => at,
-            None => {
-                if known.len() >= RESOURCES {
-                    known.remove(0);
-                }
-                let attributes = resource.iter().map(|(key, value)| KeyValue::new(key.clone(), value.clone()));
-                let mut redacted: Vec<KeyValue> = attributes.collect();
-                let original = redacted.clone();
-                self.attributes(&mut redacted);
-                let redacted = if redacted == original {
-                    Arc::clone(resource)
-                } else {
-                    let schema = resource.schema_url().unwrap_or_default().to_owned();
-                    Arc::new(Resource::builder_empty().with_schema_url(redacted, schema).build())
-                };
-                known.push((Arc::clone(resource), redacted));
-                known.len() - 1
+        let found = if let Some(at) = known.iter().position(|(original, _)| Arc::ptr_eq(original, resource)) {
+            at
+        } else {
+            if known.len() >= RESOURCES {
+                known.remove(0);
             }
+            let attributes = resource.iter().map(|(key, value)| KeyValue::new(key.clone(), value.clone()));
+            let mut redacted: Vec<KeyValue> = attributes.collect();
+            let original = redacted.clone();
+            self.attributes(&mut redacted);
+            let redacted = if redacted == original {
+                Arc::clone(resource)
+            } else {
+                let schema = resource.schema_url().unwrap_or_default().to_owned();
+                Arc::new(Resource::builder_empty().with_schema_url(redacted, schema).build())
+            };
+            known.push((Arc::clone(resource), redacted));
+            known.len() - 1
         };
         let (original, redacted) = &known[found];
         (!Arc::ptr_eq(original, redacted)).then(|| Arc::clone(redacted))

@@ -10,8 +10,8 @@ use super::process::{Frame, Handle, Loose, OpenSpan, Process, Trace};
 use super::values::Values;
 use crate::catalogue::{Kind, Moment, Probe, Role, SpanRef, SpanRule};
 use crate::kernel::event::{FieldValue, Outcome, Stamp};
-use crate::python::exception::ExceptionFacts;
 use crate::process::run_id::Source;
+use crate::python::exception::ExceptionFacts;
 use crate::units::{BootNanos, ProbeId, Tid, UserAddr};
 
 pub(super) const RETURN_NOT_SEEN: &str = "return not seen";

@@ -98,6 +98,9 @@ impl fmt::Debug for Headers {
     }
 }
 
+/// A certificate and its key, as PEM.
+type Pair = (Vec<u8>, Vec<u8>);
+
 /// Where one signal goes.
 #[derive(Clone, Debug)]
 pub struct Endpoint {
@@ -177,7 +180,7 @@ impl Endpoint {
     }
 
     /// The client's certificate and key.
-    pub(super) fn identity(&self) -> Result<Option<(Vec<u8>, Vec<u8>)>, TargetError> {
+    pub(super) fn identity(&self) -> Result<Option<Pair>, TargetError> {
         let Some((certificate, key)) = &self.client else {
             return Ok(None);
         };

@@ -195,7 +195,7 @@ fn pipeline(endpoint: Endpoint, bounds: QueueBounds) -> Pipeline {
         traces: Some(endpoint),
         metrics: None,
         batching: Batching { items: 512, delay: Duration::from_millis(50) },
-        metrics_interval: Duration::from_secs(60),
+        metrics_interval: Duration::from_mins(1),
     };
     Pipeline::start(&[Output::Otlp(Box::new(target))], bounds, RedactionRules::default()).unwrap()
 }
@@ -532,7 +532,7 @@ async fn the_counters_are_exported_as_metrics() {
         logs: None,
         metrics: Some(endpoint("metrics")),
         batching: Batching::default(),
-        metrics_interval: Duration::from_secs(3600),
+        metrics_interval: Duration::from_hours(1),
     };
     let bounds = QueueBounds { items: 7, ..QueueBounds::default() };
     let pipeline = Pipeline::start(&[Output::Otlp(Box::new(target))], bounds, RedactionRules::default()).unwrap();
@@ -601,7 +601,7 @@ async fn tls_with_an_own_authority_and_client_certificates() {
         logs: None,
         metrics: None,
         batching: Batching::default(),
-        metrics_interval: Duration::from_secs(60),
+        metrics_interval: Duration::from_mins(1),
     };
     let outputs = [Output::Otlp(Box::new(target))];
     let error = Pipeline::start(&outputs, QueueBounds::default(), RedactionRules::default()).unwrap_err().to_string();
