@@ -7,6 +7,7 @@ mod config;
 mod exec;
 mod program;
 mod progress;
+mod report;
 mod session;
 
 use std::path::PathBuf;
@@ -51,6 +52,15 @@ enum Command {
     /// Check, show or describe the configuration.
     #[command(subcommand)]
     Config(config::ConfigCommand),
+    /// Draw the spans of `--output FILE.jsonl` as one HTML page that needs no network; no privileges are needed.
+    Report {
+        /// Files of OTLP/JSON lines; `-` is standard input.
+        #[arg(required = true, value_name = "FILE.jsonl")]
+        files: Vec<PathBuf>,
+        /// The page; `-` is standard output.
+        #[arg(short, long, value_name = "FILE.html")]
+        output: PathBuf,
+    },
 }
 
 /// Where to write, and what to trace.
@@ -103,6 +113,7 @@ pub fn main() -> u8 {
         Command::Exec { options, command } => exec::run(&options, &command),
         Command::Attach { options, pid } => attach::run(&options, pid),
         Command::Config(command) => config::run(command),
+        Command::Report { files, output } => report::run(&files, &output),
     };
     result.unwrap_or_else(|error| {
         eprintln!("floe-agent: {error:#}");

@@ -24,7 +24,7 @@ use crate::{
     export::{ExportReport, Finish, Pipeline, Sampler, SamplingStats},
     kernel::{self, Counters, EventReader, WaitBounds, event::Event, trial},
     process::run_id::RunSources,
-    trace::{Assembler, AssemblerStats, Clock},
+    trace::{Assembler, AssemblerStats, Clock, Hold, TraceStats},
     units::{Pid, boot_now},
 };
 
@@ -52,6 +52,7 @@ pub(super) struct Session {
 /// What the event thread counted.
 struct Spans {
     assembler: AssemblerStats,
+    traces: TraceStats,
     sampler: SamplingStats,
     undecodable: u64,
 }
@@ -101,7 +102,10 @@ impl Session {
             attach::Options { keep_inlining: config.keep_inlining, run_sources: RunSources::default(), bounds };
         let attach = attach::start(kernel, urgent, catalogue.clone(), trial, options_, news_in)?;
         let stop = Arc::new(AtomicBool::new(false));
-        let assembler = Assembler::new(catalogue, clock()).with_defaults(config.resource.clone());
+        let assembler = Assembler::new(catalogue, clock())
+            .with_hold(Hold::default())
+            .with_defaults(config.resource.clone())
+            .keep_unsampled(!config.sampling.parent_based);
         let sampler = Sampler::new(config.sampling.clone());
         let line = Line::start(config.progress);
         let events = {
@@ -219,6 +223,7 @@ fn make_spans(
         }
         if compared.elapsed() > CLOCK_PERIOD {
             assembler.set_clock(clock());
+            assembler.tick(boot_now());
             compared = Instant::now();
         }
         while let Some(event) = reader.take() {
@@ -242,7 +247,12 @@ fn make_spans(
             let finished = assembler.drain();
             pipeline.send(sampler.pass(finished, Instant::now()));
             sampler.finish();
-            return Spans { assembler: assembler.stats(), sampler: sampler.stats(), undecodable: reader.undecodable };
+            return Spans {
+                assembler: assembler.stats(),
+                traces: assembler.trace_stats(),
+                sampler: sampler.stats(),
+                undecodable: reader.undecodable,
+            };
         }
         let finished = assembler.drain();
         let failed = finished.iter().filter(|finished| matches!(finished.span.status, Status::Error { .. })).count();
@@ -260,7 +270,7 @@ fn make_spans(
 
 fn stats_json(
     counters: &BTreeMap<&str, u64>,
-    Spans { assembler, sampler, undecodable: _ }: &Spans,
+    Spans { assembler, traces, sampler, undecodable: _ }: &Spans,
     report: &attach::Report,
     exports: &[ExportReport],
     elapsed: Duration,
@@ -285,6 +295,7 @@ fn stats_json(
             "traces_kept_for_errors": sampler.traces_kept_for_errors,
             "traces_evicted": sampler.traces_evicted,
         },
+        "traces": { "spans_held": traces.held, "spans_released": traces.released, "spans_unsampled": traces.unsampled },
         "functions_armed": report.functions_armed,
         "functions_disarmed": report.functions_disarmed,
         "late_answers": report.late_answers,

@@ -6,15 +6,18 @@ mod assembler;
 mod calls;
 mod clock;
 mod finish;
+mod home;
 pub mod ids;
 mod keys;
 mod log;
 mod process;
 mod resource;
 mod rules;
+mod traces;
 mod values;
 
 pub use assembler::{Assembler, AssemblerStats, FinishedSpan, Limits};
 pub use clock::Clock;
 pub use log::FinishedLog;
 pub use resource::{ProcessFacts, ResourceDefaults};
+pub use traces::{Hold, TraceStats};
