@@ -4,7 +4,6 @@
 
 mod attach;
 mod exec;
-mod program;
 mod session;
 
 use std::path::PathBuf;
