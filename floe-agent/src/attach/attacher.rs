@@ -25,6 +25,7 @@ use crate::{
     process::{
         identity,
         launch::{Executable, Launch},
+        run_id::{self, RunSources},
     },
     python::{
         identify::{Interpreter, Refusal, locate},
@@ -216,6 +217,7 @@ impl Attacher {
             }
             urgent::RECURSION => self.recursion(pid, epoch, UserAddr(record.arg0), wait),
             urgent::STACK_CONFIG => self.stack_config(pid, epoch, record),
+            urgent::SCAN => self.arm_modules(pid, epoch, None, wait),
             other => tracing::error!("an urgent record of unknown kind {other}"),
         }
         if record.token + record.bound < boot_now().0 {
@@ -313,7 +315,7 @@ impl Attacher {
         self.kernel.set_process(pid, info).map_err(kernel_error)?;
         let version = interpreter.version();
         // Sent before the first function is armed, so that it arrives before the first event.
-        let _ = self.news.send(News::Process(Box::new(facts(pid, epoch, &version))));
+        let _ = self.news.send(News::Process(Box::new(facts(pid, epoch, &version, &self.options.run_sources))));
         let file = located.file.identity();
         self.spaces
             .insert(epoch, Traced { pid, memory, interpreter, file, gate, armed: HashMap::new(), eval_frame: false });
@@ -352,15 +354,17 @@ fn is_imported(modules: &Resolver<'_>, name: &str) -> bool {
     matches!(modules.module(name), Ok(Some(_)))
 }
 
+/// Most bytes of a Dagster Pipes context that are read from its file.
+const MAX_CONTEXT_FILE: u64 = 4 << 20;
+
 /// What `/proc` tells of a process.
-fn facts(pid: Pid, epoch: Epoch, version: &str) -> ProcessFacts {
+fn facts(pid: Pid, epoch: Epoch, version: &str, sources: &RunSources) -> ProcessFacts {
+    let arguments = identity::cmdline(pid).unwrap_or_default();
+    let environ = identity::Environ::read(pid).unwrap_or_default();
     ProcessFacts {
         parent_pid: identity::Stat::read(pid).ok().map(|stat| stat.parent),
-        command_line: identity::cmdline(pid)
-            .unwrap_or_default()
-            .into_iter()
-            .map(|word| word.to_string_lossy().into_owned())
-            .collect(),
+        run: run_id::find(sources, &arguments, &environ, |path| identity::file(pid, path, MAX_CONTEXT_FILE).ok()),
+        command_line: arguments.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
         executable: identity::exe(pid).ok().map(|path| path.to_string_lossy().into_owned()),
         python_version: Some(version.to_owned()),
         ..ProcessFacts::unknown(pid, epoch)

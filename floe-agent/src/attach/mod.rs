@@ -25,10 +25,10 @@ use thiserror::Error;
 use crate::{
     catalogue::Catalogue,
     kernel::{Kernel, KernelError, UrgentReader, WaitBounds, trial::Trial},
-    process::launch::Executable,
-    python::identify::Refusal,
+    process::{launch::Executable, run_id::RunSources},
+    python::{exception::ExceptionFacts, identify::Refusal},
     trace::ProcessFacts,
-    units::{Epoch, Pid},
+    units::{BootNanos, Epoch, Pid, Tid},
 };
 
 /// What the thread may do.
@@ -36,6 +36,8 @@ use crate::{
 pub struct Options {
     /// CPython 3.11: do not set `eval_frame`.
     pub keep_inlining: bool,
+    /// What tells the run that a process belongs to.
+    pub run_sources: RunSources,
     /// How long processes wait.
     pub bounds: WaitBounds,
 }
@@ -91,6 +93,19 @@ pub enum AttachError {
 pub enum News {
     /// A process is traced.
     Process(Box<ProcessFacts>),
+    /// An exception was read while its thread waited: it leaves this call, or comes into it if it is an `__exit__`.
+    Exception {
+        /// The process.
+        pid: Pid,
+        /// Its address space.
+        epoch: Epoch,
+        /// The thread.
+        tid: Tid,
+        /// When the call began.
+        call: BootNanos,
+        /// The exception.
+        exception: Box<ExceptionFacts>,
+    },
 }
 
 /// What became of a process.

@@ -20,6 +20,7 @@ use crate::{
     catalogue::Catalogue,
     export::{ExportReport, Finish, OtlpTarget, Output, Pipeline},
     kernel::{self, Counters, EventReader, WaitBounds, event::Event, trial},
+    process::run_id::RunSources,
     trace::{Assembler, AssemblerStats, Clock},
     units::{Pid, boot_now},
 };
@@ -88,7 +89,8 @@ impl Session {
             Arc::new(Pipeline::start(&outputs)?)
         };
         let (news_in, news) = mpsc::channel();
-        let options_ = attach::Options { keep_inlining: options.keep_inlining, bounds };
+        let options_ =
+            attach::Options { keep_inlining: options.keep_inlining, run_sources: RunSources::default(), bounds };
         let attach = attach::start(kernel, urgent, catalogue.clone(), trial, options_, news_in)?;
         let stop = Arc::new(AtomicBool::new(false));
         let events = {
@@ -176,9 +178,14 @@ fn make_spans(
             compared = Instant::now();
         }
         while let Some(event) = reader.take() {
-            // News of a process is sent before its first event can be made.
-            for News::Process(facts) in news.try_iter() {
-                assembler.process_seen(*facts);
+            // News is sent before the first event that it concerns can be made.
+            for news in news.try_iter() {
+                match news {
+                    News::Process(facts) => assembler.process_seen(*facts),
+                    News::Exception { pid, epoch, tid, call, exception } => {
+                        assembler.exception(pid, epoch, tid, call, *exception);
+                    }
+                }
             }
             if let Event::Exit { stamp, process_ended: true, .. } = &event {
                 // If the thread has ended, there is nobody to tell.

@@ -3,3 +3,4 @@
 pub mod identity;
 pub mod launch;
 pub mod maps;
+pub mod run_id;
