@@ -14,6 +14,7 @@ use std::{
 
 use floe_ebpf::{FunctionKey, Urgent, module_wait, process_flags, urgent};
 
+use self::functions::Scope;
 use super::{
     News, Options, Report, Request, Verdict,
     files::{Files, Program},
@@ -217,7 +218,7 @@ impl Attacher {
             }
             urgent::RECURSION => self.recursion(pid, epoch, UserAddr(record.arg0), wait),
             urgent::STACK_CONFIG => self.stack_config(pid, epoch, record),
-            urgent::SCAN => self.arm_modules(pid, epoch, None, wait),
+            urgent::SCAN => self.arm_modules(pid, epoch, Scope::Implementations, wait),
             other => tracing::error!("an urgent record of unknown kind {other}"),
         }
         if record.token + record.bound < boot_now().0 {
@@ -317,10 +318,21 @@ impl Attacher {
         // Sent before the first function is armed, so that it arrives before the first event.
         let _ = self.news.send(News::Process(Box::new(facts(pid, epoch, &version, &self.options.run_sources))));
         let file = located.file.identity();
-        self.spaces
-            .insert(epoch, Traced { pid, memory, interpreter, file, gate, armed: HashMap::new(), eval_frame: false });
+        self.spaces.insert(
+            epoch,
+            Traced {
+                pid,
+                memory,
+                interpreter,
+                file,
+                gate,
+                armed: HashMap::new(),
+                eval_frame: false,
+                has_context_managers: false,
+            },
+        );
         self.arm_loader(pid, epoch)?;
-        self.arm_modules(pid, epoch, None, wait);
+        self.arm_modules(pid, epoch, Scope::All, wait);
         if wait.lasts() {
             self.set_eval_frame(pid, epoch);
         }

@@ -7,11 +7,13 @@
 //! * `files`: interpreter files, and the probes on them.
 //! * `traced`: one traced process: its interpreter and its armed functions.
 //! * `guards`: functions in C that are watched while anything is armed.
+//! * `survey`: which functions a probe stands for.
 //! * `attacher`: the thread itself.
 
 mod attacher;
 mod files;
 mod guards;
+pub mod survey;
 mod traced;
 
 use std::{

@@ -4,6 +4,7 @@
 
 mod attach;
 mod exec;
+mod probes;
 mod session;
 
 use std::path::PathBuf;
@@ -37,6 +38,9 @@ enum Command {
         #[arg(last = true, required = true, value_name = "COMMAND")]
         command: Vec<std::ffi::OsString>,
     },
+    /// List, show and check probes.
+    #[command(subcommand)]
+    Probes(probes::ProbesCommand),
     /// Trace a running process and its descendants until it ends or Ctrl-C is pressed.
     Attach {
         #[command(flatten)]
@@ -94,6 +98,7 @@ pub fn main() -> u8 {
     let result = match cli.command {
         Command::Exec { options, command } => exec::run(&options, &command),
         Command::Attach { options, pid } => attach::run(&options, pid),
+        Command::Probes(command) => probes::run(&command),
     };
     result.unwrap_or_else(|error| {
         eprintln!("floe-agent: {error:#}");

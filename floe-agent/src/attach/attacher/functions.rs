@@ -2,16 +2,55 @@
 
 use floe_ebpf::{FunctionInfo, FunctionKey, NO_PLAN, Urgent, function_flags, process_flags};
 
-use super::{Attacher, GREENLET, LOADER, Wait, is_imported};
+use super::{Attacher, GREENLET, LOADER, Wait};
 use crate::{
+    attach::survey::{self, Finding, Survey},
     catalogue::{Kind, Probe, plan::PlanRef},
     python::{
         identify::Refusal,
         memory::{CachedMemory, ProcessMemory},
-        resolve::{FoundFunction, FunctionKind, ResolveError, Resolver},
+        resolve::{FoundFunction, ResolveError, Resolver},
     },
     units::{Epoch, Pid, ProbeId},
 };
+
+/// What there may be to arm.
+#[derive(Clone, Copy)]
+pub(super) enum Scope<'a> {
+    /// Everything: a process is met.
+    All,
+    /// A module was imported: what is in it, and implementations that it brought.
+    Module(&'a str),
+    /// New implementations only.
+    Implementations,
+}
+
+impl Scope<'_> {
+    /// Whether the contents of a module are new.
+    fn is_module(self, name: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::Module(module) => module == name,
+            Self::Implementations => false,
+        }
+    }
+
+    fn concerns(self, probe: &Probe) -> bool {
+        probe.implementations || probe.modules().any(|module| self.is_module(module))
+    }
+}
+
+/// What the programs are to do at the calls of a probe's function.
+fn flags(probe: &Probe) -> u32 {
+    let of_kind = match probe.kind {
+        Kind::ContextManager => function_flags::CONTEXT_MANAGER,
+        Kind::ContextExit => function_flags::CONTEXT_EXIT,
+        Kind::Call | Kind::Event | Kind::PairBegin | Kind::PairEnd { .. } => 0,
+    };
+    let scan = if probe.scan { function_flags::SCAN } else { 0 };
+    let exceptions = if probe.wants_exceptions() { function_flags::STACKTRACE } else { 0 };
+    of_kind | scan | exceptions
+}
 
 impl Attacher {
     /// Arms importlib's loader, through which modules announce themselves.
@@ -43,8 +82,8 @@ impl Attacher {
         Ok(())
     }
 
-    /// Arms the probes of one module, or of all that are imported.
-    pub(super) fn arm_modules(&mut self, pid: Pid, epoch: Epoch, module: Option<&str>, wait: Wait) {
+    /// Arms the probes that `scope` concerns.
+    pub(super) fn arm_modules(&mut self, pid: Pid, epoch: Epoch, scope: Scope<'_>, wait: Wait) {
         let catalogue = self.catalogue.clone();
         let Some(info) = self.kernel.process(pid).filter(|info| info.epoch == epoch.0) else { return };
         if info.flags & process_flags::SWITCHES_STACKS != 0 {
@@ -71,44 +110,25 @@ impl Attacher {
                     continue;
                 }
             };
-            self.check_versions(pid, &modules, module);
-            if module.is_none_or(|name| name == GREENLET)
-                && is_imported(&modules, GREENLET)
+            let survey = Survey::new(&catalogue, &modules);
+            self.check_versions(pid, &survey, scope);
+            if scope.is_module(GREENLET)
+                && survey.is_imported(GREENLET)
                 && !self.guard_greenlet(pid, epoch, &modules, wait)
             {
                 return;
             }
             for (id, probe) in (0..).map(ProbeId).zip(catalogue.probes()) {
-                let concerned = module.is_none_or(|name| probe.modules().any(|m| m == name));
-                if !concerned
-                    || self.is_for_another_version(probe, &modules)
-                    || !probe.modules().all(|name| is_imported(&modules, name))
-                {
-                    continue;
+                if probe.kind != Kind::ContextExit && scope.concerns(probe) {
+                    late |= !self.arm_probe(pid, epoch, id, &survey, wait);
                 }
-                let found_in: Vec<_> = probe.found_in.iter().map(String::as_str).collect();
-                match modules.resolve(&probe.target.module, &probe.target.qualname, &found_in) {
-                    Ok(found) => {
-                        for function in found {
-                            if !wait.lasts() {
-                                late = true;
-                                break;
-                            }
-                            if function.kind != FunctionKind::Plain && probe.kind == Kind::Call {
-                                if !self.reported.insert((pid, format!("{}:{}", probe.pack, probe.name))) {
-                                    continue;
-                                }
-                                eprintln!(
-                                    "floe-agent: process {pid}: {} is a generator or coroutine: its calls return at once, \
-                                     so it gets no spans",
-                                    probe.target
-                                );
-                                continue;
-                            }
-                            self.arm(pid, epoch, id, &function);
-                        }
+            }
+            // Every `with` of such a manager comes by there, so only where one of the catalogue's is.
+            if self.spaces.get_mut(epoch).is_some_and(|traced| traced.has_context_managers) {
+                for (id, probe) in (0..).map(ProbeId).zip(catalogue.probes()) {
+                    if probe.kind == Kind::ContextExit {
+                        late |= !self.arm_probe(pid, epoch, id, &survey, wait);
                     }
-                    Err(error) => self.unresolved(pid, probe, &error),
                 }
             }
         }
@@ -117,19 +137,50 @@ impl Attacher {
         }
     }
 
+    /// Arms the functions of one probe; whether there was time for all of them.
+    fn arm_probe(&mut self, pid: Pid, epoch: Epoch, id: ProbeId, survey: &Survey<'_, '_>, wait: Wait) -> bool {
+        let catalogue = self.catalogue.clone();
+        let probe = &catalogue.probes()[id.0 as usize];
+        let functions = match survey.find(probe) {
+            Finding::Functions(functions) => functions,
+            Finding::NotImported { .. } | Finding::OtherVersion { .. } => return true,
+            Finding::Unresolved(error) => {
+                self.unresolved(pid, probe, &error);
+                return true;
+            }
+        };
+        for function in functions {
+            if !wait.lasts() {
+                return false;
+            }
+            if survey::is_usable(probe, &function) {
+                self.arm(pid, epoch, id, &function);
+            } else if self.reported.insert((pid, format!("{}:{} {}", probe.pack, probe.name, function.function))) {
+                let of_class = function.class.map(|class| format!(" (in {class})")).unwrap_or_default();
+                eprintln!(
+                    "floe-agent: process {pid}: {}{of_class} is a generator or coroutine: its calls return at once, so it \
+                     gets no spans",
+                    probe.target
+                );
+            }
+        }
+        true
+    }
+
     /// Registers and arms one function.
-    pub(super) fn arm(&mut self, pid: Pid, epoch: Epoch, id: ProbeId, function: &FoundFunction) {
+    fn arm(&mut self, pid: Pid, epoch: Epoch, id: ProbeId, function: &FoundFunction) {
         let Some(traced) = self.spaces.get_mut(epoch) else { return };
         if traced.armed.get(&function.function).is_some_and(|known| known.code == function.code) {
             return;
         }
+        let probe = &self.catalogue.probes()[id.0 as usize];
         let plans = &self.catalogue.plans().probes[id.0 as usize];
         let number = |plan: &Option<PlanRef>| plan.as_ref().map_or(NO_PLAN, |p| p.number);
         let key = FunctionKey { epoch: epoch.0, reserved: 0, function: function.function.0 };
         let info = FunctionInfo {
             code: function.code.0,
             probe: id.0,
-            flags: 0,
+            flags: flags(probe),
             enter_plan: number(&plans.enter),
             exit_plan: number(&plans.exit),
         };
@@ -140,27 +191,15 @@ impl Attacher {
         }
         match traced.arm(function) {
             Ok(()) => {
+                traced.has_context_managers |= probe.kind == Kind::ContextManager;
                 self.report.functions_armed += 1;
-                tracing::debug!("process {pid}: armed {}", self.catalogue.probes()[id.0 as usize].target);
+                tracing::debug!("process {pid}: armed {} for {}", function.qualname, probe.target);
             }
             Err(error) => {
                 self.kernel.remove_function(key);
-                eprintln!(
-                    "floe-agent: process {pid}: {} is not watched: {error}",
-                    self.catalogue.probes()[id.0 as usize].target
-                );
+                eprintln!("floe-agent: process {pid}: {} is not watched: {error}", probe.target);
             }
         }
-    }
-
-    /// Whether a probe is not for the version that its pack's distribution has here.
-    pub(super) fn is_for_another_version(&self, probe: &Probe, modules: &Resolver<'_>) -> bool {
-        let Some(range) = &probe.versions else { return false };
-        let versions =
-            self.catalogue.packs().iter().find(|pack| pack.name == probe.pack).and_then(|p| p.versions.as_ref());
-        versions
-            .and_then(|v| modules.module_attribute_str(&v.module, &v.attribute).ok())
-            .is_some_and(|version| range.contains(&version) == Some(false))
     }
 
     /// Says that a probe did not resolve.
@@ -171,14 +210,14 @@ impl Attacher {
     }
 
     /// Says when a package has a version its pack was not verified with.
-    pub(super) fn check_versions(&mut self, pid: Pid, modules: &Resolver<'_>, module: Option<&str>) {
+    fn check_versions(&mut self, pid: Pid, survey: &Survey<'_, '_>, scope: Scope<'_>) {
         let catalogue = self.catalogue.clone();
         for pack in catalogue.packs() {
             let Some(versions) = &pack.versions else { continue };
-            if module.is_some_and(|name| name != versions.module) {
+            if !scope.is_module(&versions.module) {
                 continue;
             }
-            let Ok(found) = modules.module_attribute_str(&versions.module, &versions.attribute) else { continue };
+            let Some(found) = survey.version(pack) else { continue };
             if versions.supported.contains(&found) != Some(true) && self.reported.insert((pid, pack.name.clone())) {
                 eprintln!(
                     "floe-agent: process {pid}: {} {found} is not a version that was tested ({}): spans may be missing",
@@ -194,9 +233,9 @@ impl Attacher {
         let name = String::from_utf8_lossy(&record.name[..end]).into_owned();
         tracing::debug!("process {pid}: imported {name:?}");
         // arg1: a module was imported too deep to be announced itself.
-        let module = (!name.is_empty() && record.arg1 == 0).then_some(name.as_str());
+        let scope = if !name.is_empty() && record.arg1 == 0 { Scope::Module(&name) } else { Scope::All };
         if wait.lasts() {
-            self.arm_modules(pid, epoch, module, wait);
+            self.arm_modules(pid, epoch, scope, wait);
         } else {
             self.meet_again(pid, epoch);
         }
