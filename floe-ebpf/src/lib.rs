@@ -86,7 +86,7 @@ shared! {
 
 impl ProcessInfo {
     /// A selected process of which nothing else is known yet.
-    #[inline(always)]
+    #[inline]
     pub const fn selected(epoch: u32, since: u64) -> Self {
         Self {
             epoch,

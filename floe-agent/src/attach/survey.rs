@@ -1,6 +1,6 @@
 //! Which functions a probe stands for in a process. Only reads.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use serde::Serialize;
 
@@ -150,7 +150,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 
 /// Looks up the probes of a catalogue in a process, without changing anything in it. `failed` are modules that could not
 /// be imported there, with the reasons.
-pub fn check(catalogue: &Catalogue, pid: Pid, failed: &HashMap<String, String>) -> Result<Checked, Refusal> {
+pub fn check(catalogue: &Catalogue, pid: Pid, failed: &BTreeMap<String, String>) -> Result<Checked, Refusal> {
     let mut tries = 1..=TRIES;
     loop {
         let checked = check_once(catalogue, pid, failed);
@@ -166,7 +166,7 @@ pub fn check(catalogue: &Catalogue, pid: Pid, failed: &HashMap<String, String>) 
     }
 }
 
-fn check_once(catalogue: &Catalogue, pid: Pid, failed: &HashMap<String, String>) -> Result<Checked, Refusal> {
+fn check_once(catalogue: &Catalogue, pid: Pid, failed: &BTreeMap<String, String>) -> Result<Checked, Refusal> {
     let memory = ProcessMemory::new(pid);
     let located = locate(pid, &[])?;
     let cached = CachedMemory::new(&memory);
@@ -197,7 +197,7 @@ fn check_once(catalogue: &Catalogue, pid: Pid, failed: &HashMap<String, String>)
 }
 
 /// What a finding says of a probe; `is_absent`: the distribution that its pack is for is not there.
-fn judge(probe: &Probe, finding: Finding, failed: &HashMap<String, String>, is_absent: bool) -> CheckedProbe {
+fn judge(probe: &Probe, finding: Finding, failed: &BTreeMap<String, String>, is_absent: bool) -> CheckedProbe {
     let mut functions = Vec::new();
     let (verdict, reason) = match finding {
         Finding::Functions(found) => {
@@ -260,7 +260,7 @@ mod tests {
     #[test]
     fn a_probe_fits_if_one_function_of_it_can_be_watched() {
         let judged = |found| {
-            let checked = judge(&probe(), Finding::Functions(found), &HashMap::new(), false);
+            let checked = judge(&probe(), Finding::Functions(found), &BTreeMap::new(), false);
             (checked.verdict, checked.reason.is_some(), checked.functions.len())
         };
         let (plain, generator) = (function(FunctionKind::Plain), function(FunctionKind::Generator));
@@ -272,11 +272,11 @@ mod tests {
 
     #[test]
     fn what_is_not_there_does_not_apply_unless_it_should_be_there() {
-        let failed = HashMap::from([("m".to_owned(), "ImportError: x".to_owned())]);
-        let judged = |failed: &HashMap<_, _>, is_absent| {
+        let failed = BTreeMap::from([("m".to_owned(), "ImportError: x".to_owned())]);
+        let judged = |failed: &BTreeMap<_, _>, is_absent| {
             judge(&probe(), Finding::NotImported { module: "m".into() }, failed, is_absent).verdict
         };
-        assert_eq!(judged(&HashMap::new(), false), Fit::DoesNotApply);
+        assert_eq!(judged(&BTreeMap::new(), false), Fit::DoesNotApply);
         assert_eq!(judged(&failed, true), Fit::DoesNotApply);
         assert_eq!(judged(&failed, false), Fit::Fails);
         let other = judge(&probe(), Finding::OtherVersion { found: "1".into() }, &failed, false);

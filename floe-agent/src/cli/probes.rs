@@ -1,7 +1,7 @@
 //! `floe-agent probes`: which probes there are, and which of them fit a process or a Python environment.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// How long the modules of an environment may take to be imported.
-const IMPORT_PATIENCE: Duration = Duration::from_secs(120);
+const IMPORT_PATIENCE: Duration = Duration::from_mins(2);
 /// Exit code if a probe that applies does not resolve.
 const SOME_FAIL: u8 = 1;
 /// What an environment's interpreter runs: imports the modules it is given, says which failed, and waits. What the
@@ -221,7 +221,7 @@ fn check(catalogue: &Catalogue, target: &str, json: bool) -> Result<u8> {
             identity::is_alive(pid),
             "cannot check process {pid}: there is no such process; `ps -e` lists those there are"
         );
-        survey::check(catalogue, pid, &HashMap::new()).with_context(|| format!("cannot check process {pid}"))?
+        survey::check(catalogue, pid, &BTreeMap::new()).with_context(|| format!("cannot check process {pid}"))?
     } else {
         let python = interpreter_of(Path::new(target))?;
         check_environment(catalogue, &python)?

@@ -40,18 +40,6 @@ impl Scope<'_> {
     }
 }
 
-/// What the programs are to do at the calls of a probe's function.
-fn flags(probe: &Probe) -> u32 {
-    let of_kind = match probe.kind {
-        Kind::ContextManager => function_flags::CONTEXT_MANAGER,
-        Kind::ContextExit => function_flags::CONTEXT_EXIT,
-        Kind::Call | Kind::Event | Kind::PairBegin | Kind::PairEnd { .. } => 0,
-    };
-    let scan = if probe.scan { function_flags::SCAN } else { 0 };
-    let exceptions = if probe.wants_exceptions() { function_flags::STACKTRACE } else { 0 };
-    of_kind | scan | exceptions
-}
-
 impl Attacher {
     /// Arms importlib's loader, through which modules announce themselves.
     pub(super) fn arm_loader(&mut self, pid: Pid, epoch: Epoch) -> Result<(), Refusal> {
@@ -180,7 +168,7 @@ impl Attacher {
         let info = FunctionInfo {
             code: function.code.0,
             probe: id.0,
-            flags: flags(probe),
+            flags: probe.function_flags(),
             enter_plan: number(&plans.enter),
             exit_plan: number(&plans.exit),
         };
