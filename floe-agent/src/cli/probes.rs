@@ -182,7 +182,9 @@ fn show(catalogue: &Catalogue, name: &str) -> Result<()> {
         row("versions", versions.to_string());
     }
     if let Some(span) = &probe.span {
-        row("span", span.name.to_string());
+        for name in span.better_names.iter().chain([&span.name]) {
+            row("span", name.to_string());
+        }
         if let Some(key) = &span.key {
             row("span's key", key.to_string());
         }
