@@ -35,7 +35,8 @@ fn the_span_of_a_context_manager_is_its_block() {
         for span in &outcome.spans {
             *seen.entry(&span.name).or_default() += 1;
             let failed = matches!(span.status, Status::Error(_));
-            assert_eq!(failed, span.name == "escapes", "{interpreter}: {span:?}");
+            // The block failed, whatever its manager makes of it.
+            assert_eq!(failed, ["escapes", "swallowed"].contains(&&*span.name), "{interpreter}: {span:?}");
         }
         seen.remove("never");
         let names = ["class", "crossed", "escapes", "inner", "method", "outer", "stack", "swallowed", "upper"];
