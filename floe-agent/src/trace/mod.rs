@@ -9,6 +9,8 @@ mod finish;
 mod home;
 pub mod ids;
 mod keys;
+mod log;
+mod logs;
 mod process;
 mod resource;
 mod rules;
@@ -17,5 +19,7 @@ mod values;
 
 pub use assembler::{Assembler, AssemblerStats, FinishedSpan, Limits};
 pub use clock::Clock;
+pub use log::FinishedLog;
+pub use logs::{LogLevel, LogSettings, LogStats};
 pub use resource::ProcessFacts;
 pub use traces::{Hold, TraceStats};
