@@ -308,8 +308,11 @@ impl Reader<'_> {
                 return Err(self.invalid(at, format!("probe `{name}`: {problem}")));
             }
             probe.log = self.log(yaml.log.as_ref(), Scope::Probe(number))?;
-            probe.logs_of =
-                self.maybe_template(yaml.logs_of.as_ref(), "the key of `logs_of`", Scope::Probe(number), &[])?;
+            // The open spans around it may have its attributes.
+            let logs_of = yaml.logs_of.as_ref();
+            probe.logs_of = logs_of
+                .map(|key| Template::parse(&key.value).map_err(|error| self.invalid(key.referenced, error)))
+                .transpose()?;
             probe.rules = if probe.log.is_some() || probe.logs_of.is_some() {
                 Vec::new()
             } else if yaml.rules.is_empty() {

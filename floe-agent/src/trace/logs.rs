@@ -44,11 +44,13 @@ pub enum LogLevel {
     Error = 17,
     /// Critical.
     Fatal = 21,
+    /// Above all: nothing is taken.
+    Off = 25,
 }
 
 impl LogLevel {
     /// From a level of Python's `logging`, or from a name.
-    fn parse(text: &str) -> Option<Self> {
+    pub fn parse(text: &str) -> Option<Self> {
         if let Ok(number) = text.parse::<i64>() {
             return Some(match number {
                 50.. => Self::Fatal,
@@ -65,6 +67,8 @@ impl LogLevel {
             "warn" | "warning" => Self::Warn,
             "info" => Self::Info,
             "debug" | "test" => Self::Debug,
+            "trace" => Self::Trace,
+            "off" => Self::Off,
             _ => return None,
         })
     }
@@ -77,6 +81,7 @@ impl LogLevel {
             Self::Warn => "WARN",
             Self::Error => "ERROR",
             Self::Fatal => "FATAL",
+            Self::Off => "OFF",
         }
     }
 }
