@@ -5,7 +5,7 @@
 mod attach;
 mod config;
 mod exec;
-mod program;
+mod probes;
 mod progress;
 mod report;
 mod session;
@@ -41,6 +41,9 @@ enum Command {
         #[arg(last = true, required = true, value_name = "COMMAND")]
         command: Vec<std::ffi::OsString>,
     },
+    /// List, show and check probes.
+    #[command(subcommand)]
+    Probes(probes::ProbesCommand),
     /// Trace a running process and its descendants until it ends or Ctrl-C is pressed.
     Attach {
         #[command(flatten)]
@@ -113,6 +116,7 @@ pub fn main() -> u8 {
         Command::Exec { options, command } => exec::run(&options, &command),
         Command::Attach { options, pid } => attach::run(&options, pid),
         Command::Config(command) => config::run(command),
+        Command::Probes(command) => probes::run(&command),
         Command::Report { files, output } => report::run(&files, &output),
     };
     result.unwrap_or_else(|error| {
