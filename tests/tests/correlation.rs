@@ -13,6 +13,7 @@ const TRACE: &str = "1c9bfa5c7b7d4c5e9a582b3d6f0e8a11";
 const RUN_SPAN: &str = "1c340a4984e6d6c0";
 /// base64 of zlib of `{"pipeline_run_id": RUN}`.
 const COMPRESSED: &str = "eJyrVirILEjNycxLjS8qzYvPTFGyUlAyTLZMSks0TdY1TzJP0TVJNk3VtUw0tdA1SjJOMUszSLVINDRUqgUARx4SFg==";
+const MILLISECOND: u64 = 1_000_000;
 const LOADS: &str = "import json; json.loads('1')";
 
 #[test]
@@ -21,12 +22,13 @@ fn the_run_that_the_environment_or_the_arguments_name_is_the_trace() {
     let interpreter = one_of(&[12, 11, 13, 10]);
     let arguments = json!({ "pipeline_run_id": RUN, "instance_ref": null }).to_string();
     let parent = "b7ad6b7169203331";
+    let hostname = format!("dagster-run-{RUN}");
     let traceparent = format!("00-{TRACE}-{parent}-01");
     let cases: [(&[(&str, &str)], &[&str], Option<&str>); 6] = [
         (&[("FLOE_RUN_ID", RUN)], &[], None),
         (&[("TRACEPARENT", &traceparent), ("FLOE_RUN_ID", "other")], &[], Some(parent)),
         (&[("DAGSTER_COMPRESSED_EXECUTE_STEP_ARGS", COMPRESSED)], &[], Some(RUN_SPAN)),
-        (&[("HOSTNAME", &format!("dagster-run-{RUN}"))], &[], Some(RUN_SPAN)),
+        (&[("HOSTNAME", &hostname)], &[], Some(RUN_SPAN)),
         (&[], &["api", "execute_run", &arguments], Some(RUN_SPAN)),
         (&[], &["api", "execute_step", "--compressed-input-json", COMPRESSED], Some(RUN_SPAN)),
     ];
@@ -54,7 +56,6 @@ fn spans_have_the_time_of_the_wall_clock() {
         let times = printed.lines().map(|line| line.split_once(' ').expect("two numbers"));
         let times: Vec<(u64, u64)> = times.map(|(a, b)| (a.parse().unwrap(), b.parse().unwrap())).collect();
         assert_eq!(times.len(), outcome.spans.len(), "{outcome}");
-        const MILLISECOND: u64 = 1_000_000;
         for ((before, after), span) in times.into_iter().zip(&outcome.spans) {
             assert!(span.start + MILLISECOND >= before && span.end <= after + MILLISECOND, "{before} {span:?} {after}");
         }

@@ -105,8 +105,7 @@ impl Core {
         match (probe.kind, &probe.span) {
             (Kind::Event, _) => {
                 values.compute(&probe.computed);
-                if let Some(key) = probe.logs_of.as_ref().and_then(|key| self.render(process, stamp.tid, key, &values))
-                {
+                if let Some(key) = probe.logs_of.as_ref().and_then(|key| render(process, stamp.tid, key, &values)) {
                     let trace = process.place(stamp.tid).0;
                     let span = trace.next_span_id(&key);
                     frame.logs_of = Some((trace, span));
@@ -362,16 +361,8 @@ impl Core {
     /// The open span that is meant where these values are known.
     pub(super) fn called(&self, process: &Process, span: SpanRef, values: &Values, tid: Tid) -> Option<SpanId> {
         let template = self.catalogue.span(span)?.key.as_ref();
-        let key = template.and_then(|key| self.render(process, tid, key, values));
+        let key = template.and_then(|key| render(process, tid, key, values));
         process.find(span, key.as_deref(), tid)
-    }
-
-    /// A template of these values, and of those that the open spans of the thread have.
-    fn render(&self, process: &Process, tid: Tid, template: &Template, values: &Values) -> Option<String> {
-        template.render_complete(|name| {
-            let parent = process.context(tid).map(|(id, _)| id);
-            values.text(name).or_else(|| process.inherit(parent, name).map(|value| values::text(&value)))
-        })
     }
 
     /// Ends the frames of a thread from `keep` on, innermost first.
@@ -456,6 +447,14 @@ impl Core {
         let sampled = given.map(|run| run.sampled);
         self.traces.finished(&trace, FinishedSpan { resource: Arc::clone(&process.resource), span, sampled }, time);
     }
+}
+
+/// A template of these values, and of those that the open spans of the thread have.
+fn render(process: &Process, tid: Tid, template: &Template, values: &Values) -> Option<String> {
+    template.render_complete(|name| {
+        let parent = process.context(tid).map(|(id, _)| id);
+        values.text(name).or_else(|| process.inherit(parent, name).map(|value| values::text(&value)))
+    })
 }
 
 /// Takes over what a span has from the spans around it.

@@ -170,8 +170,7 @@ impl Core {
         values: &Values,
     ) {
         // A handler that hands the record on to another logger: it is the same record.
-        let own = |frame: &&super::process::Frame| frame.probe == probe && frame.call != stamp.time;
-        if process.frames(stamp.tid).iter().any(|frame| own(&frame)) {
+        if process.frames(stamp.tid).iter().any(|frame| frame.probe == probe && frame.call != stamp.time) {
             return;
         }
         let Some(mut level) = values.text(&rule.level).and_then(|level| LogLevel::parse(&level)) else {
@@ -190,7 +189,7 @@ impl Core {
             if line.printed && level == LogLevel::Error {
                 level = LogLevel::Info;
             }
-            logger = DBT.to_owned();
+            DBT.clone_into(&mut logger);
             body = line.message;
         } else if !arguments.is_empty()
             && let Some(formatted) = format(&body, &arguments)
