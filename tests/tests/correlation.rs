@@ -14,6 +14,8 @@ const RUN_SPAN: &str = "1c340a4984e6d6c0";
 /// base64 of zlib of `{"pipeline_run_id": RUN}`.
 const COMPRESSED: &str = "eJyrVirILEjNycxLjS8qzYvPTFGyUlAyTLZMSks0TdY1TzJP0TVJNk3VtUw0tdA1SjJOMUszSLVINDRUqgUARx4SFg==";
 const MILLISECOND: u64 = 1_000_000;
+/// Variables, arguments, and the parent that the span then has.
+type Case<'a> = (&'a [(&'a str, &'a str)], &'a [&'a str], Option<&'a str>);
 const LOADS: &str = "import json; json.loads('1')";
 
 #[test]
@@ -24,7 +26,7 @@ fn the_run_that_the_environment_or_the_arguments_name_is_the_trace() {
     let parent = "b7ad6b7169203331";
     let hostname = format!("dagster-run-{RUN}");
     let traceparent = format!("00-{TRACE}-{parent}-01");
-    let cases: [(&[(&str, &str)], &[&str], Option<&str>); 6] = [
+    let cases: [Case<'_>; 6] = [
         (&[("FLOE_RUN_ID", RUN)], &[], None),
         (&[("TRACEPARENT", &traceparent), ("FLOE_RUN_ID", "other")], &[], Some(parent)),
         (&[("DAGSTER_COMPRESSED_EXECUTE_STEP_ARGS", COMPRESSED)], &[], Some(RUN_SPAN)),
