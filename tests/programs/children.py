@@ -18,6 +18,17 @@ def forked(n):
     return pid, n
 
 
+def spawned():
+    out, into = os.pipe()
+    words = [sys.executable, "-B", __file__, "child"]
+    pid = os.posix_spawn(sys.executable, words, os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, into, 1)])
+    os.close(into)
+    with os.fdopen(out) as lines:
+        result = json.loads(lines.read())
+    os.waitpid(pid, 0)
+    return result
+
+
 def main():
     seen = {"main": [t.work(0)]}
     for method in ["fork", "spawn", "forkserver"]:
@@ -34,6 +45,7 @@ def main():
     command = 'true; "%s" -B "%s" child; true' % (sys.executable, __file__)
     out = subprocess.run(["/bin/sh", "-c", command], stdout=subprocess.PIPE, check=True).stdout
     seen["through a shell"] = [json.loads(out)]
+    seen["posix_spawn"] = [spawned()]
     seen["main"].append(t.work(99))
     print(json.dumps(seen))
 

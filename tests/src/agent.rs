@@ -14,7 +14,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::run::{Finished, Run, Running};
-use crate::span::Span;
+use crate::span::{Log, Span};
 
 /// Options of the agent.
 #[derive(Clone, Debug, Default)]
@@ -175,7 +175,12 @@ impl Tracing {
         let finished = agent.wait();
         let spans = fs::read_to_string(files.spans()).unwrap_or_default();
         let stats = fs::read_to_string(files.stats()).ok();
-        Outcome { finished, spans: Span::parse(&spans), stats: stats.map(|text| Stats::parse(&text)) }
+        Outcome {
+            finished,
+            logs: Log::parse(&spans),
+            spans: Span::parse(&spans),
+            stats: stats.map(|text| Stats::parse(&text)),
+        }
     }
 }
 
@@ -186,6 +191,8 @@ pub struct Outcome {
     pub finished: Finished,
     /// All spans.
     pub spans: Vec<Span>,
+    /// All log records.
+    pub logs: Vec<Log>,
     stats: Option<Stats>,
 }
 

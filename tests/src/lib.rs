@@ -20,7 +20,7 @@ pub use interpreter::{Interpreter, environments, for_each, interpreters, one_of,
 pub use jaeger::{Jaeger, JaegerSpan};
 pub use run::{Finished, Run, Running};
 pub use skip::{can_trace, say, skip};
-pub use span::{Event, Span, Status};
+pub use span::{Event, Log, Span, Status};
 
 use std::path::PathBuf;
 

@@ -38,6 +38,57 @@ pub struct Span {
     pub resource: Attributes,
 }
 
+/// A log record.
+#[derive(Clone, Debug)]
+pub struct Log {
+    /// Its trace, hexadecimal; empty: none.
+    pub trace: String,
+    /// Its span.
+    pub span: String,
+    /// Its logger.
+    pub logger: String,
+    /// The name of the event.
+    pub event: String,
+    /// `INFO` and so on.
+    pub severity: String,
+    /// Its text.
+    pub body: String,
+    /// Its attributes.
+    pub attributes: Attributes,
+    /// The process that wrote it.
+    pub pid: u32,
+}
+
+impl Log {
+    /// All log records of a file.
+    pub(crate) fn parse(file: &str) -> Vec<Self> {
+        let mut logs = Vec::new();
+        for line in file.lines() {
+            let Ok(request) = serde_json::from_str::<Value>(line) else { continue };
+            for group in list(&request["resourceLogs"]) {
+                let resource = attributes(&group["resource"]["attributes"]);
+                let pid = resource.get("process.pid").and_then(Value::as_u64).unwrap_or_default() as u32;
+                for scope in list(&group["scopeLogs"]) {
+                    for record in list(&scope["logRecords"]) {
+                        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+                        logs.push(Self {
+                            trace: text(&record["traceId"]),
+                            span: text(&record["spanId"]),
+                            logger: text(&scope["scope"]["name"]),
+                            event: text(&record["eventName"]),
+                            severity: text(&record["severityText"]),
+                            body: text(&record["body"]["stringValue"]),
+                            attributes: attributes(&record["attributes"]),
+                            pid,
+                        });
+                    }
+                }
+            }
+        }
+        logs
+    }
+}
+
 /// The status of a span.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Status {

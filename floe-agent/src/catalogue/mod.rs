@@ -24,7 +24,8 @@ pub use probe::{Attribute, Kind, Moment, Probe, Role, SpanRef, SpanRule, StatusR
 use crate::units::ProbeId;
 
 /// The packs in the binary: file name and text.
-const EMBEDDED: &[(&str, &str)] = &[("packs/dbt.yaml", include_str!("packs/dbt.yaml"))];
+const EMBEDDED: &[(&str, &str)] =
+    &[("packs/dbt.yaml", include_str!("packs/dbt.yaml")), ("packs/logging.yaml", include_str!("packs/logging.yaml"))];
 
 /// The pack name of probes that come from the command line.
 pub const COMMAND_LINE: &str = "command line";

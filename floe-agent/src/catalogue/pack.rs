@@ -24,14 +24,14 @@ use super::is_reserved;
 use super::path::Path;
 use super::plan::DEFAULT_MAX;
 use super::probe::{
-    Attribute, Computed, Condition, DynamicRule, EventRule, ExceptionRule, Formula, Kind, LinkRule, Moment, Probe,
-    Role, SpanEventRule, SpanRef, SpanRule, StatusRule, Subject, Target, ValueMap, check_module,
+    Attribute, Computed, Condition, DynamicRule, EventRule, ExceptionRule, Formula, Kind, LinkRule, LogRule, Moment,
+    Probe, Role, SpanEventRule, SpanRef, SpanRule, StatusRule, Subject, Target, ValueMap, check_module,
 };
 use super::template::Template;
 use super::version::VersionRange;
 use super::yaml::{
-    DynamicYaml, EndYaml, EventYaml, ExceptionYaml, KindYaml, LinkYaml, Ordered, PackYaml, ProbeYaml, RuleYaml, Scalar,
-    SourceYaml, Sources, SpanYaml, StatusYaml, Templates, Text,
+    DynamicYaml, EndYaml, EventYaml, ExceptionYaml, KindYaml, LinkYaml, LogYaml, Ordered, PackYaml, ProbeYaml,
+    RuleYaml, Scalar, SourceYaml, Sources, SpanYaml, StatusYaml, Templates, Text,
 };
 use crate::units::ProbeId;
 
@@ -307,7 +307,15 @@ impl Reader<'_> {
                 let problem = format!("`at: enter`, but the attribute `{}` is only known at exit", late.name);
                 return Err(self.invalid(at, format!("probe `{name}`: {problem}")));
             }
-            probe.rules = if yaml.rules.is_empty() {
+            probe.log = self.log(yaml.log.as_ref(), Scope::Probe(number))?;
+            // The open spans around it may have its attributes.
+            let logs_of = yaml.logs_of.as_ref();
+            probe.logs_of = logs_of
+                .map(|key| Template::parse(&key.value).map_err(|error| self.invalid(key.referenced, error)))
+                .transpose()?;
+            probe.rules = if probe.log.is_some() || probe.logs_of.is_some() {
+                Vec::new()
+            } else if yaml.rules.is_empty() {
                 vec![self.single_rule(yaml, number)?]
             } else {
                 let rules = yaml.rules.iter().enumerate();
@@ -376,6 +384,27 @@ impl Reader<'_> {
             links: self.links(&yaml.links, Scope::Span(reference))?,
             inherit,
         })
+    }
+
+    fn log(&mut self, yaml: Option<&LogYaml>, scope: Scope) -> Checked<Option<LogRule>> {
+        let Some(LogYaml { body, arguments, level, logger, event }) = yaml else { return Ok(None) };
+        for (what, name) in [
+            ("log.body", Some(body)),
+            ("log.arguments", arguments.as_ref()),
+            ("log.level", Some(level)),
+            ("log.event", event.as_ref()),
+        ] {
+            if let Some(name) = name {
+                self.name(what, name, scope);
+            }
+        }
+        Ok(Some(LogRule {
+            body: body.value.clone(),
+            arguments: arguments.as_ref().map(|name| name.value.clone()),
+            level: level.value.clone(),
+            logger: self.template(logger, "the logger", scope)?,
+            event: event.as_ref().map(|name| name.value.clone()),
+        }))
     }
 
     /// The rule of an event that has no `rules`.

@@ -48,6 +48,10 @@ pub struct Probe {
     pub exception: Option<ExceptionRule>,
     /// [`Kind::Event`]: what a call does.
     pub rules: Vec<EventRule>,
+    /// [`Kind::Event`]: a call is a log record.
+    pub log: Option<LogRule>,
+    /// [`Kind::Event`]: log records that are written during the call are those of the span with this key.
+    pub logs_of: Option<Template>,
     /// [`Kind::Event`] and [`Kind::PairEnd`]: when it does so.
     pub at: Moment,
     /// [`Kind::PairBegin`]: the calls whose own return ends the span. [`Kind::PairEnd`]: the calls that do.
@@ -240,6 +244,21 @@ pub struct ExceptionRule {
     pub stacktrace: Vec<Template>,
 }
 
+/// How a call becomes a log record. Its fields are attributes; all others that are not local are the record's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogRule {
+    /// The message.
+    pub body: String,
+    /// What is put into the message at its `%s`, `%d` and so on.
+    pub arguments: Option<String>,
+    /// The level: a number of Python's `logging`, or a name.
+    pub level: String,
+    /// The logger.
+    pub logger: Template,
+    /// The name of the event.
+    pub event: Option<String>,
+}
+
 /// What a call of an event's function does.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EventRule {
@@ -342,6 +361,8 @@ impl Probe {
             status: None,
             exception: None,
             rules: Vec::new(),
+            log: None,
+            logs_of: None,
             at: Moment::Exit,
             ends: None,
         }

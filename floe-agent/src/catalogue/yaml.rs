@@ -87,6 +87,11 @@ pub(super) struct ProbeYaml {
     /// `kind: event`: a template for the id of the run that the process works for from here on.
     #[schemars(with = "Option<String>")]
     pub(super) run: Option<Text>,
+    /// `kind: event`: the call is a log record.
+    pub(super) log: Option<LogYaml>,
+    /// `kind: event`: a template for the key of a span: log records that are written during the call are that span's.
+    #[schemars(with = "Option<String>")]
+    pub(super) logs_of: Option<Text>,
     /// `kind: event`: the span that it is about: `command` (default), `innermost`, or the id of a span of this pack.
     #[schemars(with = "Option<String>")]
     pub(super) on: Option<Text>,
@@ -313,6 +318,26 @@ pub(super) struct EventYaml {
     /// The captured attributes that it has. Not given: all.
     #[schemars(with = "Option<Vec<String>>")]
     pub(super) attributes: Option<Vec<Text>>,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct LogYaml {
+    /// The attribute with the message.
+    #[schemars(with = "String")]
+    pub(super) body: Text,
+    /// The attribute with what is put into the message at its `%s`, `%d` and so on.
+    #[schemars(with = "Option<String>")]
+    pub(super) arguments: Option<Text>,
+    /// The attribute with the level: a number of Python's `logging`, or a name.
+    #[schemars(with = "String")]
+    pub(super) level: Text,
+    /// A template for the name of the logger.
+    #[schemars(with = "String")]
+    pub(super) logger: Text,
+    /// The attribute with the name of the event.
+    #[schemars(with = "Option<String>")]
+    pub(super) event: Option<Text>,
 }
 
 #[derive(Deserialize, JsonSchema)]

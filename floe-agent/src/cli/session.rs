@@ -23,8 +23,7 @@ use crate::{
     config::Config,
     export::{ExportReport, Finish, Pipeline, Sampler, SamplingStats},
     kernel::{self, Counters, EventReader, WaitBounds, event::Event, trial},
-    process::run_id::RunSources,
-    trace::{Assembler, AssemblerStats, Clock, Hold, TraceStats},
+    trace::{Assembler, AssemblerStats, Clock, LogStats, TraceStats},
     units::{Pid, boot_now},
 };
 
@@ -53,6 +52,7 @@ pub(super) struct Session {
 struct Spans {
     assembler: AssemblerStats,
     traces: TraceStats,
+    logs: LogStats,
     sampler: SamplingStats,
     undecodable: u64,
 }
@@ -99,11 +99,12 @@ impl Session {
         };
         let (news_in, news) = mpsc::channel();
         let options_ =
-            attach::Options { keep_inlining: config.keep_inlining, run_sources: RunSources::default(), bounds };
+            attach::Options { keep_inlining: config.keep_inlining, run_sources: config.run_sources.clone(), bounds };
         let attach = attach::start(kernel, urgent, catalogue.clone(), trial, options_, news_in)?;
         let stop = Arc::new(AtomicBool::new(false));
         let assembler = Assembler::new(catalogue, clock())
-            .with_hold(Hold::default())
+            .with_hold(config.hold)
+            .with_logs(config.logs)
             .with_defaults(config.resource.clone())
             .keep_unsampled(!config.sampling.parent_based);
         let sampler = Sampler::new(config.sampling.clone());
@@ -244,16 +245,19 @@ fn make_spans(
         }
         if last {
             assembler.end_of_input(boot_now());
+            pipeline.send_logs(assembler.drain_logs());
             let finished = assembler.drain();
             pipeline.send(sampler.pass(finished, Instant::now()));
             sampler.finish();
             return Spans {
                 assembler: assembler.stats(),
                 traces: assembler.trace_stats(),
+                logs: assembler.log_stats(),
                 sampler: sampler.stats(),
                 undecodable: reader.undecodable,
             };
         }
+        pipeline.send_logs(assembler.drain_logs());
         let finished = assembler.drain();
         let failed = finished.iter().filter(|finished| matches!(finished.span.status, Status::Error { .. })).count();
         counts.errors.fetch_add(failed as u64, Ordering::Relaxed);
@@ -270,7 +274,7 @@ fn make_spans(
 
 fn stats_json(
     counters: &BTreeMap<&str, u64>,
-    Spans { assembler, traces, sampler, undecodable: _ }: &Spans,
+    Spans { assembler, traces, logs, sampler, undecodable: _ }: &Spans,
     report: &attach::Report,
     exports: &[ExportReport],
     elapsed: Duration,
@@ -296,6 +300,7 @@ fn stats_json(
             "traces_evicted": sampler.traces_evicted,
         },
         "traces": { "spans_held": traces.held, "spans_released": traces.released, "spans_unsampled": traces.unsampled },
+        "logs": { "records": logs.records, "dropped": logs.dropped },
         "functions_armed": report.functions_armed,
         "functions_disarmed": report.functions_disarmed,
         "late_answers": report.late_answers,

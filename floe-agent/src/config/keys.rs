@@ -269,6 +269,30 @@ const BEHAVIOUR: &[Key] = &[
         "",
         "regular expressions; what matches becomes `***`; with groups, only they do"
     ),
+    key!(
+        "correlation.sources",
+        [],
+        Kind::List,
+        "",
+        "what names the run of a process, first what wins; all, in the order of docs/correlation.md"
+    ),
+    key!(
+        "correlation.run_id_variables",
+        [],
+        Kind::List,
+        "",
+        "more variables that are a run id; they win over the built-in ones"
+    ),
+    key!("correlation.hold", [], Kind::Duration, "30s", "how long finished spans wait for their run to be known"),
+    key!(
+        "logs.level",
+        [],
+        Kind::Choice(&["off", "trace", "debug", "info", "warn", "error", "fatal"]),
+        "info",
+        "the lowest level of log records that are taken"
+    ),
+    key!("logs.rate", [], Kind::Count, "100", "log records of one process in a second, on average"),
+    key!("logs.burst", [], Kind::Count, "1000", "log records of one process at once"),
     key!("redaction.sql", [], Kind::Choice(&["mask", "raw"]), "mask", "literals in `db.query.text`"),
     key!(
         "redaction.max_length",

@@ -20,7 +20,8 @@ use thiserror::Error;
 use crate::export::{
     ConsoleOptions, ExportError, OtlpTarget, Output, QueueBounds, RedactionRules, SamplingRules, TargetError,
 };
-use crate::trace::ResourceDefaults;
+use crate::process::run_id::{RunSources, SOURCES};
+use crate::trace::{Hold, LogLevel, LogSettings, ResourceDefaults};
 use keys::{KEYS, Key, Kind};
 
 pub use schema::schema;
@@ -360,6 +361,14 @@ impl Settings {
         (!default.is_empty()).then(|| Setting { value: default.to_owned(), origin: Origin::Default })
     }
 
+    /// Where a list comes from.
+    fn origin(&self, path: &str) -> Origin {
+        match self.stored.get(path) {
+            Some(Stored::List(setting)) => setting.origin.clone(),
+            _ => Origin::Default,
+        }
+    }
+
     fn list(&self, path: &str) -> Vec<String> {
         match self.stored.get(path) {
             Some(Stored::List(setting)) => setting.value.clone(),
@@ -453,6 +462,12 @@ pub struct Config {
     pub keep_inlining: bool,
     /// Which traces are kept.
     pub sampling: SamplingRules,
+    /// What names the run of a process.
+    pub run_sources: RunSources,
+    /// How long spans wait for their run to be known.
+    pub hold: Hold,
+    /// Which log records are taken.
+    pub logs: LogSettings,
     /// What must not leave.
     pub redaction: RedactionRules,
     /// What resources have if processes do not say.
@@ -477,6 +492,12 @@ impl Config {
             builtin_packs: settings.flag("builtin_packs"),
             keep_inlining: settings.flag("keep_inlining"),
             sampling: sampling(settings),
+            run_sources: run_sources(settings)?,
+            hold: Hold {
+                time: settings.duration("correlation.hold").unwrap_or(Hold::default().time),
+                ..Hold::default()
+            },
+            logs: logs(settings),
             redaction: redaction(settings)?,
             resource: resource(settings),
         })
@@ -526,15 +547,45 @@ fn sampling(settings: &Settings) -> SamplingRules {
     rules
 }
 
+fn run_sources(settings: &Settings) -> Result<RunSources, ConfigError> {
+    let mut sources = RunSources::default();
+    let names = settings.list("correlation.sources");
+    if !names.is_empty() {
+        sources.order.clear();
+    }
+    for name in names {
+        let source =
+            SOURCES.into_iter().find(|source| source.to_string() == name).ok_or_else(|| ConfigError::Value {
+                origin: settings.origin("correlation.sources"),
+                key: "correlation.sources".to_owned(),
+                value: name.clone(),
+                expected: SOURCES.map(|source| format!("`{source}`")).join(", "),
+            })?;
+        sources.order.push(source);
+    }
+    let mut variables = settings.list("correlation.run_id_variables");
+    variables.append(&mut sources.variables);
+    sources.variables = variables;
+    Ok(sources)
+}
+
+fn logs(settings: &Settings) -> LogSettings {
+    let default = LogSettings::default();
+    let count =
+        |path: &str, default: u32| settings.count(path).and_then(|count| count.try_into().ok()).unwrap_or(default);
+    LogSettings {
+        level: settings.text("logs.level").and_then(|name| LogLevel::parse(&name)).unwrap_or(default.level),
+        rate: count("logs.rate", default.rate),
+        burst: count("logs.burst", default.burst),
+    }
+}
+
 fn redaction(settings: &Settings) -> Result<RedactionRules, ConfigError> {
     let mut rules = RedactionRules::default();
     rules.attributes.extend(settings.list("redaction.attributes"));
     for pattern in settings.list("redaction.patterns") {
         let regex = regex::Regex::new(&pattern).map_err(|error| ConfigError::Value {
-            origin: match settings.stored.get("redaction.patterns") {
-                Some(Stored::List(setting)) => setting.origin.clone(),
-                _ => Origin::Default,
-            },
+            origin: settings.origin("redaction.patterns"),
             key: "redaction.patterns".to_owned(),
             value: pattern,
             expected: format!("a regular expression ({})", error.to_string().lines().last().unwrap_or_default().trim()),

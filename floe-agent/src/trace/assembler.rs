@@ -12,6 +12,8 @@ use super::calls::{Enter, Leave};
 use super::clock::Clock;
 use super::finish::{Ending, ProcessEnd};
 use super::keys::Keys;
+use super::log::FinishedLog;
+use super::logs::{LogSettings, LogStats};
 use super::process::{Handle, Process};
 use super::resource::{ProcessFacts, ResourceDefaults};
 use super::traces::{Hold, Trace, TraceStats, Traces};
@@ -114,6 +116,8 @@ pub(super) struct Core {
     pub(super) scope: InstrumentationScope,
     pub(super) limits: Limits,
     pub(super) traces: Traces,
+    pub(super) logs: LogSettings,
+    pub(super) log_stats: LogStats,
     pub(super) stats: AssemblerStats,
     defaults: Arc<ResourceDefaults>,
 }
@@ -142,6 +146,8 @@ impl Assembler {
                 limits: Limits::default(),
                 defaults: Arc::default(),
                 traces: Traces::default(),
+                logs: LogSettings::default(),
+                log_stats: LogStats::default(),
                 stats: AssemblerStats::default(),
             },
             processes: HashMap::new(),
@@ -187,6 +193,23 @@ impl Assembler {
     pub fn keep_unsampled(mut self, keep: bool) -> Self {
         self.core.traces.keep_unsampled = keep;
         self
+    }
+
+    /// Which log records are taken.
+    #[must_use]
+    pub fn with_logs(mut self, settings: LogSettings) -> Self {
+        self.core.logs = settings;
+        self
+    }
+
+    /// Takes the log records that were written since the last call.
+    pub fn drain_logs(&mut self) -> Vec<FinishedLog> {
+        self.core.traces.take_ready_logs()
+    }
+
+    /// What became of log records.
+    pub fn log_stats(&self) -> LogStats {
+        self.core.log_stats
     }
 
     /// Says what time it is: spans that wait do not wait for ever.

@@ -11,6 +11,7 @@ use super::ids;
 use super::process::{Frame, Handle, Loose, OpenSpan, Process};
 use super::traces::Trace;
 use super::values::{self, Values};
+use crate::catalogue::template::Template;
 use crate::catalogue::{Kind, Moment, Probe, Role, SpanRef, SpanRule};
 use crate::kernel::event::{FieldValue, Outcome, Stamp};
 use crate::process::run_id::Source;
@@ -98,11 +99,17 @@ impl Core {
             raised,
             object,
             began: None,
+            logs_of: None,
         };
         let reference = SpanRef { probe: id, rule: None };
         match (probe.kind, &probe.span) {
             (Kind::Event, _) => {
                 values.compute(&probe.computed);
+                if let Some(key) = probe.logs_of.as_ref().and_then(|key| render(process, stamp.tid, key, &values)) {
+                    let trace = process.place(stamp.tid).0;
+                    let span = trace.next_span_id(&key);
+                    frame.logs_of = Some((trace, span));
+                }
                 if probe.at == Moment::Enter {
                     self.carry_out(process, stamp, id, probe, &values);
                 } else {
@@ -138,6 +145,7 @@ impl Core {
                             pair: true,
                             values: Values::default(),
                             raised: Raised::default(),
+                            logs_of: None,
                             ..frame
                         };
                         process.push(stamp.tid, own);
@@ -353,12 +361,7 @@ impl Core {
     /// The open span that is meant where these values are known.
     pub(super) fn called(&self, process: &Process, span: SpanRef, values: &Values, tid: Tid) -> Option<SpanId> {
         let template = self.catalogue.span(span)?.key.as_ref();
-        let key = template.and_then(|key| {
-            key.render_complete(|name| {
-                let parent = process.context(tid).map(|(id, _)| id);
-                values.text(name).or_else(|| process.inherit(parent, name).map(|value| values::text(&value)))
-            })
-        });
+        let key = template.and_then(|key| render(process, tid, key, values));
         process.find(span, key.as_deref(), tid)
     }
 
@@ -444,6 +447,14 @@ impl Core {
         let sampled = given.map(|run| run.sampled);
         self.traces.finished(&trace, FinishedSpan { resource: Arc::clone(&process.resource), span, sampled }, time);
     }
+}
+
+/// A template of these values, and of those that the open spans of the thread have.
+fn render(process: &Process, tid: Tid, template: &Template, values: &Values) -> Option<String> {
+    template.render_complete(|name| {
+        let parent = process.context(tid).map(|(id, _)| id);
+        values.text(name).or_else(|| process.inherit(parent, name).map(|value| values::text(&value)))
+    })
 }
 
 /// Takes over what a span has from the spans around it.

@@ -9,6 +9,7 @@ use opentelemetry::trace::{Event, Link, SpanContext, SpanId, TraceFlags, TraceId
 use opentelemetry_sdk::Resource;
 
 use super::finish::Raised;
+use super::logs::ProcessLogs;
 use super::resource::ProcessFacts;
 use super::traces::Trace;
 use super::values::Values;
@@ -38,6 +39,8 @@ pub(super) struct Process {
     pub(super) commands: Vec<(Tid, SpanId)>,
     /// Open calls of all threads.
     pub(super) open: usize,
+    /// Its log records.
+    pub(super) logs: ProcessLogs,
     /// The same two, as the process that started it has them.
     pub(super) lineage: Option<(Arc<Trace>, Option<SpanId>)>,
     /// Whether it has begun a span: from then on its trace is not what its environment says, but what its spans say.
@@ -64,6 +67,8 @@ pub(super) struct Frame {
     pub(super) object: UserAddr,
     /// The loose span that the call began.
     pub(super) began: Option<SpanId>,
+    /// The span whose log records are written during the call.
+    pub(super) logs_of: Option<(Arc<Trace>, SpanId)>,
 }
 
 /// An open span that does not end with the call that began it.
@@ -158,6 +163,7 @@ impl Process {
             loose: Vec::new(),
             commands: Vec::new(),
             open: 0,
+            logs: ProcessLogs::default(),
             started: false,
         }
     }

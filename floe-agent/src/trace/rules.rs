@@ -29,6 +29,9 @@ impl Core {
         probe: &Probe,
         values: &Values,
     ) {
+        if let Some(log) = &probe.log {
+            self.log(process, stamp, id, log, values);
+        }
         for (number, rule) in probe.rules.iter().enumerate() {
             if !rule.condition.holds(|name| values.texts(name)) {
                 continue;

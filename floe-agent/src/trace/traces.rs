@@ -14,6 +14,7 @@ use opentelemetry_sdk::trace::SpanData;
 
 use super::assembler::FinishedSpan;
 use super::ids;
+use super::log::FinishedLog;
 use crate::process::run_id::{RunContext, Source};
 use crate::units::BootNanos;
 
@@ -25,7 +26,7 @@ const REMEMBERED_IDS: usize = 65_536;
 /// Spans that are held in all traces together.
 const MAX_HELD: usize = 32_768;
 
-/// How long, and how many, finished spans wait for their trace to be known.
+/// How long, and how many, finished spans and log records wait for their trace to be known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hold {
     /// From the first finished span of a trace. Zero: nothing is held.
@@ -61,7 +62,7 @@ struct Inner {
     state: State,
     /// What spans without a parent are children of.
     root: Option<SpanId>,
-    held: Vec<FinishedSpan>,
+    held: Vec<Finished>,
     /// When the first span was held.
     since: BootNanos,
     /// How often a key came again, by the id that it first gave.
@@ -170,16 +171,24 @@ impl Trace {
         self.known().own
     }
 
-    /// The id of a span with a key; `None` where it must be random.
+    /// The id of a span with a key that begins now; `None` where it must be random. Where the trace is not known yet, others
+    /// cannot compute it.
     pub(super) fn span_id(self: &Arc<Self>, key: &str) -> Option<SpanId> {
-        let (known, settled) = self.settled()?;
+        let (known, trace) = (self.known(), self.id());
         let mut inner = known.inner();
         if inner.used.len() >= REMEMBERED_IDS {
             return None;
         }
-        let first = ids::span_id(settled.id, key, 0);
+        let first = ids::span_id(trace, key, 0);
         let occurrence = inner.used.entry(first).and_modify(|last| *last += 1).or_default();
-        Some(ids::span_id(settled.id, key, *occurrence))
+        Some(ids::span_id(trace, key, *occurrence))
+    }
+
+    /// The id that the next span with this key will have.
+    pub(super) fn next_span_id(self: &Arc<Self>, key: &str) -> SpanId {
+        let trace = self.id();
+        let last = self.known().inner().used.get(&ids::span_id(trace, key, 0)).copied();
+        ids::span_id(trace, key, last.map_or(0, |last| last + 1))
     }
 
     /// Events that were lost in it so far.
@@ -205,6 +214,13 @@ pub struct TraceStats {
     pub unsampled: u64,
 }
 
+/// A span that has ended, or a log record.
+#[derive(Debug)]
+enum Finished {
+    Span(FinishedSpan),
+    Log(FinishedLog),
+}
+
 /// All traces that are known.
 #[derive(Debug)]
 pub(super) struct Traces {
@@ -219,6 +235,7 @@ pub(super) struct Traces {
     pub(super) keep_unsampled: bool,
     pub(super) stats: TraceStats,
     ready: Vec<FinishedSpan>,
+    ready_logs: Vec<FinishedLog>,
 }
 
 impl Default for Traces {
@@ -232,6 +249,7 @@ impl Default for Traces {
             keep_unsampled: false,
             stats: TraceStats::default(),
             ready: Vec::new(),
+            ready_logs: Vec::new(),
         }
     }
 }
@@ -280,18 +298,27 @@ impl Traces {
 
     /// A span has ended.
     pub(super) fn finished(&mut self, trace: &Arc<Trace>, span: FinishedSpan, now: BootNanos) {
+        self.hold_or_send(trace, Finished::Span(span), now);
+    }
+
+    /// A log record was written.
+    pub(super) fn logged(&mut self, trace: &Arc<Trace>, log: FinishedLog, now: BootNanos) {
+        self.hold_or_send(trace, Finished::Log(log), now);
+    }
+
+    fn hold_or_send(&mut self, trace: &Arc<Trace>, finished: Finished, now: BootNanos) {
         if self.hold.time.is_zero() {
             Self::settle(trace);
         }
         if !trace.is_open() {
-            return self.send(trace, span);
+            return self.send(trace, finished);
         }
         let mut inner = trace.inner();
         if inner.held.is_empty() {
             inner.since = now;
             self.waiting.push_back(Arc::clone(trace));
         }
-        inner.held.push(span);
+        inner.held.push(finished);
         self.held += 1;
         self.stats.held += 1;
         let full = inner.held.len() > self.hold.spans;
@@ -330,6 +357,11 @@ impl Traces {
     }
 
     /// Takes what can go out.
+    pub(super) fn take_ready_logs(&mut self) -> Vec<FinishedLog> {
+        std::mem::take(&mut self.ready_logs)
+    }
+
+    /// Takes what can go out.
     pub(super) fn take_ready(&mut self) -> Vec<FinishedSpan> {
         std::mem::take(&mut self.ready)
     }
@@ -355,19 +387,31 @@ impl Traces {
         for trace in known {
             let held = std::mem::take(&mut trace.inner().held);
             self.held -= held.len();
-            for span in held {
-                self.send(&trace, span);
+            for finished in held {
+                self.send(&trace, finished);
             }
         }
     }
 
-    fn send(&mut self, trace: &Arc<Trace>, mut finished: FinishedSpan) {
-        if !trace.sampled() && !self.keep_unsampled {
-            self.stats.unsampled += 1;
-            return;
+    fn send(&mut self, trace: &Arc<Trace>, finished: Finished) {
+        match finished {
+            Finished::Span(_) if !trace.sampled() && !self.keep_unsampled => self.stats.unsampled += 1,
+            Finished::Span(mut finished) => {
+                rehome(trace, &mut finished.span);
+                self.ready.push(finished);
+            }
+            Finished::Log(mut finished) => {
+                let record = &mut finished.record;
+                record.trace_id = trace.id().to_bytes().to_vec();
+                record.flags = u32::from(trace.sampled());
+                if record.span_id.is_empty()
+                    && let Some(root) = trace.root()
+                {
+                    record.span_id = root.to_bytes().to_vec();
+                }
+                self.ready_logs.push(finished);
+            }
         }
-        rehome(trace, &mut finished.span);
-        self.ready.push(finished);
     }
 }
 
