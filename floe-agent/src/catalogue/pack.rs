@@ -485,7 +485,7 @@ probes:
             ),
             ("kind: event", "kind: evnt", "shop.yaml:21:11: unknown variant `evnt`, expected one of call, event, pair"),
             ("    kind: event", "    knd: event", "shop.yaml:21:5: unknown field `knd`"),
-            ("max: 16", "max: 5000", "shop.yaml:10:19: attribute `shop.total`: `max: 5000`: expected 1 to 1023 bytes"),
+            ("max: 16", "max: 5000", "shop.yaml:10:19: attribute `shop.total`: `max: 5000`: expected 1 to 4095 bytes"),
             ("max: 16", "maxi: 16", "unknown field `maxi`, expected one of path, at, max"),
             ("max: 16", "at: enter", "`return.total` does not exist at enter"),
             ("shop.total:", "exception.type:", "attribute `exception.type`: the agent sets this one itself"),
