@@ -118,7 +118,12 @@ unsafe extern "C" fn step(_index: u32, machine: *mut c_void) -> i64 {
                 each(machine, source, operation, pc);
                 return 0;
             }
-            _ if source == 0 => {}
+            // A leaf that is not there; a step from nothing leads to nothing.
+            _ if source == 0 => {
+                if code >= op::VALUE {
+                    return 0;
+                }
+            }
             op::ATTR => {
                 let hop = (*operation).hop;
                 let hop = if hop == CALLERS_HOP { (*thread).call_hop as u32 } else { hop };

@@ -33,6 +33,7 @@ pack: capture
 probes:
   - name: long_text
     target: capture_target:long_text
+    span: {name: long_text}
     attributes: {t.case: arg0, t.v: {path: arg1, max: 4095}}
 ";
 

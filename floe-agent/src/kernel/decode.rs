@@ -225,7 +225,10 @@ fn as_text((value, cut): (Value, bool)) -> Option<(String, bool)> {
 fn posix_path(raw: &[String]) -> String {
     // os.path.join: what begins with a slash drops what is before.
     let first = raw.iter().rposition(|part| part.starts_with('/')).unwrap_or(0);
-    let joined = raw[first..].join("/");
+    let joined = raw[first..].iter().fold(String::new(), |path, part| {
+        let slash = if path.is_empty() || path.ends_with('/') { "" } else { "/" };
+        path + slash + part
+    });
     let slashes = joined.chars().take_while(|&c| c == '/').count();
     // POSIX lets exactly two slashes mean something else than one.
     let root = match slashes {
@@ -446,6 +449,8 @@ mod tests {
             (&["a/./b//c/"], "a/b/c"),
             (&["a", "/b", "c"], "/b/c"),
             (&["/"], "/"),
+            (&["/", "z"], "/z"),
+            (&["a/", "", "z"], "a/z"),
             (&["//a"], "//a"),
             (&["///a"], "/a"),
             (&["a", "../b"], "a/../b"),
