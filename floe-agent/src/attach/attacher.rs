@@ -20,7 +20,10 @@ use super::{
 use crate::{
     catalogue::{Catalogue, Kind, Probe},
     kernel::{Kernel, KernelError, LinkId, Site, UrgentReader, trial::Trial},
-    process::identity,
+    process::{
+        identity,
+        run_id::{self, RunSources},
+    },
     python::{
         identify::{Interpreter, InterpreterFile, Refusal, locate},
         layout::PyLayout,
@@ -290,7 +293,7 @@ impl Attacher {
         self.kernel.set_process(pid, info).map_err(kernel_error)?;
         let version = interpreter.version();
         // Sent before the first function is armed, so that it arrives before the first event.
-        let _ = self.news.send(News::Process(Box::new(facts(pid, epoch, &version))));
+        let _ = self.news.send(News::Process(Box::new(facts(pid, epoch, &version, &self.options.run_sources))));
         let file = located.file.identity();
         self.spaces
             .insert(epoch, Traced { pid, memory, interpreter, file, gate, armed: HashMap::new(), eval_frame: false });
@@ -879,15 +882,17 @@ fn imported(modules: &Resolver<'_>, name: &str) -> bool {
     matches!(modules.module(name), Ok(Some(_)))
 }
 
+/// Most bytes of a Dagster Pipes context that are read from its file.
+const MAX_CONTEXT_FILE: u64 = 4 << 20;
+
 /// What `/proc` tells of a process.
-fn facts(pid: Pid, epoch: Epoch, version: &str) -> ProcessFacts {
+fn facts(pid: Pid, epoch: Epoch, version: &str, sources: &RunSources) -> ProcessFacts {
+    let arguments = identity::cmdline(pid).unwrap_or_default();
+    let environ = identity::Environ::read(pid).unwrap_or_default();
     ProcessFacts {
         parent_pid: identity::Stat::read(pid).ok().map(|stat| stat.parent),
-        command_line: identity::cmdline(pid)
-            .unwrap_or_default()
-            .into_iter()
-            .map(|word| word.to_string_lossy().into_owned())
-            .collect(),
+        run: run_id::find(sources, &arguments, &environ, |path| identity::file(pid, path, MAX_CONTEXT_FILE).ok()),
+        command_line: arguments.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
         executable: identity::exe(pid).ok().map(|path| path.to_string_lossy().into_owned()),
         python_version: Some(version.to_owned()),
         ..ProcessFacts::unknown(pid, epoch)

@@ -17,9 +17,10 @@ use serde_json::json;
 use super::TraceOptions;
 use crate::{
     attach::{self, AttachThread, News, Request},
-    catalogue::Catalogue,
+    catalogue::{Catalogue, Loaded},
     export::{ExportReport, Finish, OtlpTarget, Output, Pipeline},
     kernel::{self, Counters, EventReader, WaitBounds, event::Event, trial},
+    process::run_id::RunSources,
     trace::{Assembler, AssemblerStats, Clock},
     units::{Pid, boot_now},
 };
@@ -65,11 +66,19 @@ fn outputs(options: &TraceOptions) -> Result<Vec<Output>> {
 impl Session {
     /// Sets everything up. Nothing has been traced if this fails.
     pub(super) fn start(options: &TraceOptions) -> Result<Self> {
-        let catalogue = if options.no_packs {
+        let loaded = if options.no_packs {
             Catalogue::load_only(&options.pack, &options.probe)
         } else {
             Catalogue::load(&options.pack, &options.probe)
         }?;
+        let Loaded { catalogue, left_out } = loaded;
+        for error in &left_out {
+            eprintln!("floe-agent: {error}; this pack is left out");
+        }
+        anyhow::ensure!(
+            left_out.is_empty() || !catalogue.probes().is_empty(),
+            "there is no other probe; correct the pack, or name a function with --probe"
+        );
         let catalogue = Arc::new(catalogue);
         let outputs = outputs(options)?;
         if let Some(path) = &options.stats {
@@ -88,7 +97,8 @@ impl Session {
             Arc::new(Pipeline::start(&outputs)?)
         };
         let (news_in, news) = mpsc::channel();
-        let options_ = attach::Options { keep_inlining: options.keep_inlining, bounds };
+        let options_ =
+            attach::Options { keep_inlining: options.keep_inlining, run_sources: RunSources::default(), bounds };
         let attach = attach::start(kernel, urgent, catalogue.clone(), trial, options_, news_in)?;
         let stop = Arc::new(AtomicBool::new(false));
         let events = {

@@ -2,3 +2,4 @@
 
 pub mod identity;
 pub mod maps;
+pub mod run_id;
