@@ -420,7 +420,7 @@ impl Attacher {
         let info = FunctionInfo {
             code: function.code.0,
             probe: id.0,
-            flags: 0,
+            flags: self.catalogue.probes()[id.0 as usize].function_flags(),
             enter_plan: number(&plans.enter),
             exit_plan: number(&plans.exit),
         };

@@ -5,6 +5,7 @@
 mod attach;
 mod exec;
 mod program;
+mod report;
 mod session;
 
 use std::path::PathBuf;
@@ -45,6 +46,15 @@ enum Command {
         /// The process.
         #[arg(value_name = "PID")]
         pid: u32,
+    },
+    /// Draw the spans of `--output FILE.jsonl` as one HTML page that needs no network; no privileges are needed.
+    Report {
+        /// Files of OTLP/JSON lines; `-` is standard input.
+        #[arg(required = true, value_name = "FILE.jsonl")]
+        files: Vec<PathBuf>,
+        /// The page; `-` is standard output.
+        #[arg(short, long, value_name = "FILE.html")]
+        output: PathBuf,
     },
 }
 
@@ -95,6 +105,7 @@ pub fn main() -> u8 {
     let result = match cli.command {
         Command::Exec { options, command } => exec::run(&options, &command),
         Command::Attach { options, pid } => attach::run(&options, pid),
+        Command::Report { files, output } => report::run(&files, &output),
     };
     result.unwrap_or_else(|error| {
         eprintln!("floe-agent: {error:#}");
