@@ -254,7 +254,7 @@ fn context_exit() -> Probe {
     let value = path::Root::Argument { position: Some(2), keyword: None };
     let attribute = |name, steps, leaf, max| Attribute {
         name: opentelemetry::Key::from_static_str(name),
-        path: path::Path { root: value.clone(), steps, leaf },
+        path: path::Path { root: value.clone(), steps, leaf, join: None },
         at: Moment::Enter,
         max,
     };

@@ -107,6 +107,7 @@ int main(void) {
     AT(PyTypeObject, tp_dict);
     AT(PyTypeObject, tp_dictoffset);
     AT(PyTypeObject, tp_mro);
+    AT(PyTypeObject, tp_version_tag);
     AT(PyTypeObject, tp_subclasses);
     AT(PyHeapTypeObject, ht_qualname);
     AT(PyHeapTypeObject, ht_cached_keys);
@@ -128,6 +129,10 @@ int main(void) {
 
     AT(PyBaseExceptionObject, args);
     AT(PyBaseExceptionObject, traceback);
+    AT(PyBaseExceptionObject, context);
+    AT(PyBaseExceptionObject, cause);
+    AT(PyBaseExceptionObject, suppress_context);
+    SIZE(PyBaseExceptionObject);
     AT(PyTracebackObject, tb_next);
     AT(PyTracebackObject, tb_frame);
     AT(PyTracebackObject, tb_lasti);

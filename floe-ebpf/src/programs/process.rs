@@ -93,6 +93,7 @@ fn forked(ctx: &RawTracePointContext) -> Option<()> {
         info.str_type = parent.str_type;
         info.float_type = parent.float_type;
         info.bool_type = parent.bool_type;
+        info.member_type = parent.member_type;
         info.tstate = parent.tstate;
         if parent.flags & process_flags::READY != 0 {
             info.ancestors[0] = parent.epoch;
