@@ -184,7 +184,7 @@ struct Tree<'a> {
     rows: Vec<Row<'a>>,
 }
 
-impl<'a> Tree<'a> {
+impl Tree<'_> {
     /// Puts a span, with others that share its line, and what is below it in order.
     fn place(&mut self, index: usize, alike: &[usize], [before, branch, under]: [&str; 3], elsewhere: bool) {
         let spans = self.spans;
@@ -679,7 +679,7 @@ main     3.00 ms  ✓             (4 events of this trace lost)
         let [begin, alike, failed, message] = lines[..] else { panic!("{drawn}") };
         assert!(begin.starts_with("├─ BEGIN"), "{drawn}");
         assert!(
-            alike.starts_with("├─ SELECT orders ×5") && alike.contains("20.00 ms") && alike.contains("longest=6.00 ms"),
+            alike.starts_with("├─ SELECT orders ×5") && alike.contains("  20 ms") && alike.contains("longest=6.00 ms"),
             "{drawn}"
         );
         assert!(failed.starts_with("└─ SELECT orders  ") && failed.contains('✗') && message.contains("no"), "{drawn}");
