@@ -512,6 +512,7 @@ pub(super) mod tests {
                 status: Status::Unset,
                 instrumentation_scope: InstrumentationScope::builder("floe-agent").build(),
             },
+            sampled: None,
         }
     }
 
