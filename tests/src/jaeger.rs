@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::env;
+use std::ffi::{OsStr, OsString};
 use std::net::{Ipv4Addr, TcpListener};
 use std::sync::OnceLock;
 use std::thread;
@@ -54,6 +55,19 @@ pub struct JaegerSpan {
     pub warnings: Value,
 }
 
+/// The path of a program that `cargo xtask test` builds; says so if there is none, or panics if it is required.
+#[track_caller]
+pub(crate) fn backend(variable: &str) -> Option<OsString> {
+    if let Some(path) = env::var_os(variable) {
+        return Some(path);
+    }
+    let reason = env::var("FLOE_NO_JAEGER");
+    let reason = reason.unwrap_or_else(|_| format!("{variable} is not set: `cargo xtask test` builds what it names"));
+    assert!(env::var_os("FLOE_REQUIRE_JAEGER").is_none_or(|value| value != "1"), "{reason}");
+    skip(&reason);
+    None
+}
+
 impl Jaeger {
     /// The one of this test program; says so if there is none, or panics if one is required.
     #[track_caller]
@@ -70,7 +84,7 @@ impl Jaeger {
         None
     }
 
-    fn start(path: &std::ffi::OsStr) -> Self {
+    fn start(path: &OsStr) -> Self {
         // All at once, so that they differ.
         let listeners = [(); 7].map(|()| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("there is a free port"));
         let ports = listeners.map(|listener| listener.local_addr().expect("it is bound").port());

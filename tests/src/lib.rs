@@ -6,6 +6,7 @@
 
 mod agent;
 mod browser;
+mod collector;
 pub mod dbt;
 mod http;
 mod interpreter;
@@ -16,6 +17,7 @@ mod span;
 
 pub use agent::{Agent, Outcome, Stats, Tracing};
 pub use browser::{Browser, keys};
+pub use collector::Collector;
 pub use interpreter::{Interpreter, environments, for_each, interpreters, one_of, refused};
 pub use jaeger::{Jaeger, JaegerSpan};
 pub use run::{Finished, Run, Running};

@@ -8,7 +8,7 @@ use serde_json::Value;
 pub type Attributes = BTreeMap<String, Value>;
 
 /// A span.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Span {
     /// Its name.
     pub name: String,
@@ -101,7 +101,7 @@ pub enum Status {
 }
 
 /// An event of a span.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Event {
     /// Its name.
     pub name: String,

@@ -53,7 +53,7 @@ fn parts(progress: &Progress, times: &mut Vec<(&'static str, f64)>) -> Result<()
         doc.args(["doc", "--workspace", "--no-deps", "--document-private-items"]).env("RUSTDOCFLAGS", "-Dwarnings");
         progress.cargo("documentation", &mut doc)
     })?;
-    timed("Jaeger", &|| jaeger::ensure(progress).map(drop))?;
+    timed("Jaeger and Collector", &|| jaeger::variables(progress, true, true).map(drop))?;
     timed("tests", &|| {
         let all = test::Options { filter: None, require_bpf: true, require_jaeger: true, require_browser: true };
         test::run(progress, &all)

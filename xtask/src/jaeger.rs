@@ -1,6 +1,7 @@
 //! `cargo xtask jaeger`: builds Jaeger from its Go module and runs it, so that traces are seen by a reader that is not ours.
+//! For the tests an OpenTelemetry Collector is built in the same way.
 //!
-//! `xtask/jaeger` is the Go module that pins it; the Go module proxy is all that is needed. Its web pages are not in the
+//! `xtask/backends` is the Go module that pins them; the Go module proxy is all that is needed. Jaeger's web pages are not in the
 //! module: what runs is the OTLP receiver, spans in memory, and the HTTP API of the queries.
 
 use std::ffi::OsString;
@@ -20,8 +21,26 @@ use crate::progress::Progress;
 use crate::setup::{Installer, in_path, is_root};
 use crate::{target, workspace};
 
-/// The package of the Go module.
-const PACKAGE: &str = "github.com/jaegertracing/jaeger/cmd/all-in-one";
+/// What can be built.
+#[derive(Clone, Copy)]
+pub struct Backend {
+    name: &'static str,
+    /// The Go module that its version is that of.
+    module: &'static str,
+    /// The package of its program.
+    package: &'static str,
+}
+
+/// Jaeger.
+pub const JAEGER: Backend = Backend {
+    name: "jaeger",
+    module: "github.com/jaegertracing/jaeger",
+    package: "github.com/jaegertracing/jaeger/cmd/all-in-one",
+};
+/// The OpenTelemetry Collector, with an OTLP receiver and a file exporter.
+pub const COLLECTOR: Backend =
+    Backend { name: "collector", module: "go.opentelemetry.io/collector/otelcol", package: "./collector" };
+
 /// The Go that is used where the one of the machine is too old; the proxy has it as a module.
 const GO: (u32, u32, u32) = (1, 26, 5);
 
@@ -43,7 +62,7 @@ pub struct Options {
 
 /// Runs `cargo xtask jaeger`.
 pub fn run(progress: &Progress, options: &Options) -> Result<()> {
-    let jaeger = ensure(progress)?;
+    let jaeger = ensure(progress, JAEGER)?;
     if options.build_only {
         println!("{}", jaeger.display());
         return Ok(());
@@ -94,42 +113,43 @@ pub fn run(progress: &Progress, options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Where Jaeger is, or will be.
-pub fn path() -> Result<PathBuf> {
-    let module = fs::read_to_string(folder().join("go.mod")).context("cannot read xtask/jaeger/go.mod")?;
-    let version = version(&module).context("xtask/jaeger/go.mod does not name Jaeger")?;
-    Ok(target().join(format!("tools/jaeger-{version}/jaeger")))
+/// Where the program is, or will be.
+fn path(Backend { name, module, .. }: Backend) -> Result<PathBuf> {
+    let pins = fs::read_to_string(folder().join("go.mod")).context("cannot read xtask/backends/go.mod")?;
+    let version = version(&pins, module).with_context(|| format!("xtask/backends/go.mod does not name {module}"))?;
+    Ok(target().join(format!("tools/{name}-{version}/{name}")))
 }
 
-/// Builds Jaeger, if that has not been done.
-pub fn ensure(progress: &Progress) -> Result<PathBuf> {
-    let jaeger = path()?;
+/// Builds a backend, if that has not been done.
+pub fn ensure(progress: &Progress, backend: Backend) -> Result<PathBuf> {
+    let program = path(backend)?;
     progress.exclusively(|| {
-        if jaeger.is_file() {
-            progress.ready("Jaeger", &jaeger.strip_prefix(workspace()).unwrap_or(&jaeger).display().to_string());
+        if program.is_file() {
+            let shown = program.strip_prefix(workspace()).unwrap_or(&program);
+            progress.ready(backend.name, &shown.display().to_string());
             return Ok(());
         }
         let go = go(progress)?;
-        let parent = jaeger.parent().expect("it is in a folder");
+        let parent = program.parent().expect("it is in a folder");
         fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
         let unfinished = parent.join(format!("unfinished-{}", std::process::id()));
         let mut build = go_command(&go);
         let jobs = thread::available_parallelism().map_or(2, |cpus| cpus.get().min(4)).to_string();
-        build.args(["build", "-p", &jobs, "-trimpath", "-ldflags=-s -w", "-o"]).arg(&unfinished).arg(PACKAGE);
+        build.args(["build", "-p", &jobs, "-trimpath", "-ldflags=-s -w", "-o"]).arg(&unfinished).arg(backend.package);
         // The compiler collects garbage more often above this.
         build.env("GOMEMLIMIT", "1GiB").env("CGO_ENABLED", "0");
-        progress.run("Jaeger, from the Go module proxy", &mut build)?;
-        fs::rename(&unfinished, &jaeger).context("cannot keep Jaeger")
+        progress.run(&format!("{}, from the Go module proxy", backend.name), &mut build)?;
+        fs::rename(&unfinished, &program).with_context(|| format!("cannot keep {}", program.display()))
     })?;
-    Ok(jaeger)
+    Ok(program)
 }
 
 fn folder() -> PathBuf {
-    workspace().join("xtask/jaeger")
+    workspace().join("xtask/backends")
 }
 
-fn version(module: &str) -> Option<&str> {
-    let mut words = module.split_whitespace().skip_while(|word| *word != "github.com/jaegertracing/jaeger");
+fn version<'a>(pins: &'a str, module: &str) -> Option<&'a str> {
+    let mut words = pins.split_whitespace().skip_while(|word| *word != module);
     words.nth(1)?.strip_prefix('v')
 }
 
@@ -200,17 +220,23 @@ fn output(command: &mut Command) -> Option<String> {
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// Jaeger for the tests: an environment variable with its path, or with the reason why there is none.
-pub fn variable(progress: &Progress, build: bool, required: bool) -> Result<(String, OsString)> {
+/// The backends for the tests: environment variables with their paths, or with the reason why there are none.
+pub fn variables(progress: &Progress, build: bool, required: bool) -> Result<Vec<(&'static str, OsString)>> {
     const NOT_BUILT: &str = "Jaeger has not been built: `cargo xtask jaeger --build-only` does";
-    let found = if build || required || path()?.is_file() { ensure(progress) } else { Err(anyhow::anyhow!(NOT_BUILT)) };
-    match found {
-        Ok(jaeger) => Ok(("FLOE_TEST_JAEGER".to_owned(), jaeger.into())),
+    let found = || {
+        if !build && !required && !path(JAEGER)?.is_file() {
+            bail!(NOT_BUILT);
+        }
+        Ok((ensure(progress, JAEGER)?, ensure(progress, COLLECTOR)?))
+    };
+    match found() {
+        Ok((jaeger, collector)) => {
+            Ok(vec![("FLOE_TEST_JAEGER", jaeger.into()), ("FLOE_TEST_COLLECTOR", collector.into())])
+        }
         Err(error) if required => Err(error),
         Err(error) => {
             let reason = format!("{error:#}");
-            let first = reason.lines().next().unwrap_or_default();
-            Ok(("FLOE_NO_JAEGER".to_owned(), first.into()))
+            Ok(vec![("FLOE_NO_JAEGER", reason.lines().next().unwrap_or_default().into())])
         }
     }
 }
@@ -221,7 +247,10 @@ mod tests {
 
     #[test]
     fn the_version_is_that_of_the_go_module() {
-        assert_eq!(version("require (\n\tgithub.com/jaegertracing/jaeger v1.2.3 // indirect\n)"), Some("1.2.3"));
-        assert!(path().unwrap().to_string_lossy().contains("tools/jaeger-1."));
+        let pins = "require (\n\tgithub.com/jaegertracing/jaeger v1.2.3 // indirect\n)";
+        assert_eq!(version(pins, JAEGER.module), Some("1.2.3"));
+        for backend in [JAEGER, COLLECTOR] {
+            assert!(path(backend).unwrap().to_string_lossy().contains(&format!("tools/{}-", backend.name)));
+        }
     }
 }

@@ -7,7 +7,7 @@
 //! * `FLOE_TEST_PYTHON_<NAME>` for each file of `tests/fixtures/requirements` (`dbt-1.10.txt`: `DBT_1_10`): the folder of
 //!   programs of its environment, or several, separated by colons, if the file asks for every interpreter;
 //! * `FLOE_TEST_PYTHON_DBT`: the environment that the demo uses too;
-//! * `FLOE_TEST_JAEGER`: Jaeger, or `FLOE_NO_JAEGER`: why there is none;
+//! * `FLOE_TEST_JAEGER`, `FLOE_TEST_COLLECTOR`: these programs, or `FLOE_NO_JAEGER`: why they are not there;
 //! * `FLOE_REQUIRE_BPF=1`, `FLOE_REQUIRE_JAEGER=1`, `FLOE_REQUIRE_BROWSER=1`: where BPF is not possible, or Jaeger or
 //!   Chromium is not there, fail; otherwise skip.
 //!
@@ -69,7 +69,7 @@ pub fn run(progress: &Progress, options: &Options) -> Result<()> {
     if options.require_browser {
         progress.exclusively(|| browser(progress))?;
     }
-    let jaeger = jaeger::variable(progress, options.filter.is_none(), options.require_jaeger)?;
+    let backends = jaeger::variables(progress, options.filter.is_none(), options.require_jaeger)?;
     let agent = agent::build(progress)?;
 
     let mut test = cargo();
@@ -78,7 +78,7 @@ pub fn run(progress: &Progress, options: &Options) -> Result<()> {
     build.args(["test", "--workspace", "--no-run"]);
     progress.cargo("tests, build", &mut build)?;
 
-    test.env("FLOE_AGENT_BIN", agent).envs(variables).env(jaeger.0, jaeger.1);
+    test.env("FLOE_AGENT_BIN", agent).envs(variables).envs(backends);
     for (required, variable) in [
         (options.require_bpf, "FLOE_REQUIRE_BPF"),
         (options.require_jaeger, "FLOE_REQUIRE_JAEGER"),

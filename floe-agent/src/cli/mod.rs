@@ -69,7 +69,7 @@ enum Command {
 /// Where to write, and what to trace.
 #[derive(Args, Debug)]
 struct TraceOptions {
-    /// Where finished spans go: `console` (a tree on stderr) or a file name ending in `.jsonl` (OTLP/JSON, one export
+    /// Where finished spans go: `console` (a tree on stderr; `console=all` with a line for each span) or a file name ending in `.jsonl` (OTLP/JSON, one export
     /// request a line). May be given several times. Default: `console`, if no `--otlp` is given.
     #[arg(short, long, value_name = "console|FILE.jsonl")]
     output: Vec<String>,

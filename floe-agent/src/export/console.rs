@@ -22,6 +22,8 @@ pub struct ConsoleOptions {
     pub width: Option<usize>,
     /// Colours.
     pub color: bool,
+    /// A line for each span; else many that are alike share one.
+    pub all: bool,
 }
 
 impl ConsoleOptions {
@@ -30,13 +32,13 @@ impl ConsoleOptions {
     pub fn detect() -> Self {
         let stderr = std::io::stderr();
         if !stderr.is_terminal() {
-            return Self { width: None, color: false };
+            return Self { width: None, color: false, all: false };
         }
         let columns = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
         let size = || rustix::termios::tcgetwinsize(&stderr).ok().map(|size| usize::from(size.ws_col));
         let width = columns.or_else(size).filter(|columns| *columns > 0);
         let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        Self { width: Some(width.unwrap_or(80)), color: !no_color }
+        Self { width: Some(width.unwrap_or(80)), color: !no_color, all: false }
     }
 }
 
@@ -56,10 +58,10 @@ pub(super) struct Console {
 impl Console {
     /// Prints to `out`.
     pub(super) fn new(out: Box<dyn Write + Send>, options: ConsoleOptions) -> Self {
-        let ConsoleOptions { width, color } = options;
+        let ConsoleOptions { width, color, all } = options;
         Self {
             out,
-            view: View { width, color },
+            view: View { width, color, all },
             waiting: HashMap::new(),
             count: 0,
             traces: HashSet::new(),
@@ -218,7 +220,7 @@ mod tests {
 
     fn console() -> (Console, Screen) {
         let screen = Screen::default();
-        (Console::new(Box::new(screen.clone()), ConsoleOptions { width: None, color: false }), screen)
+        (Console::new(Box::new(screen.clone()), ConsoleOptions { width: None, color: false, all: false }), screen)
     }
 
     fn finish(lost_events: u64) -> Finish {

@@ -37,10 +37,10 @@ pub enum Output {
 }
 
 impl Output {
-    /// An output as `--output` names it: `console`, or a path that ends in `.jsonl`.
+    /// An output as `--output` names it: `console`, `console=all`, or a path that ends in `.jsonl`.
     pub fn parse(text: &str) -> Result<Self, ExportError> {
-        if text == "console" {
-            return Ok(Self::Console(ConsoleOptions::detect()));
+        if let Some(all) = [("console", false), ("console=all", true)].iter().find(|(name, _)| *name == text) {
+            return Ok(Self::Console(ConsoleOptions { all: all.1, ..ConsoleOptions::detect() }));
         }
         let extension = Path::new(text).extension().and_then(|extension| extension.to_str());
         if extension == Some("jsonl") {

@@ -19,7 +19,12 @@ pub(super) struct View {
     pub(super) width: Option<usize>,
     /// Colours.
     pub(super) color: bool,
+    /// A line for each span, however alike.
+    pub(super) all: bool,
 }
+
+/// As many spans as this, alike and below one parent, share a line.
+const ALIKE: usize = 4;
 
 /// Columns of the bars that show when a span ran; only where there is room.
 const BAR: usize = 24;
@@ -127,52 +132,107 @@ struct Row<'a> {
     below: String,
     /// In another process than its parent.
     elsewhere: bool,
+    /// Other spans like it, that have no line of their own.
+    alike: Vec<&'a SpanData>,
+}
+
+impl Row<'_> {
+    fn name(&self) -> String {
+        let name = clean(&self.finished.span.name);
+        if self.alike.is_empty() { name } else { format!("{name} ×{}", self.alike.len() + 1) }
+    }
+
+    /// From the first start to the last end.
+    fn times(&self) -> (SystemTime, SystemTime) {
+        let spans = || self.alike.iter().copied().chain([&self.finished.span]);
+        let first = spans().map(|span| span.start_time).min();
+        let last = spans().map(|span| span.end_time).max();
+        (first.unwrap_or(SystemTime::UNIX_EPOCH), last.unwrap_or(SystemTime::UNIX_EPOCH))
+    }
+
+    /// The sum of the spans' times.
+    fn length(&self) -> Duration {
+        self.alike.iter().copied().map(length).sum::<Duration>() + length(&self.finished.span)
+    }
 }
 
 /// Draws the trees below `tops` (indices into `spans`, which are of one trace) under one heading.
 pub(super) fn draw(spans: &[FinishedSpan], tops: &[usize], view: View) -> String {
-    let mut children: HashMap<SpanId, Vec<usize>> = HashMap::new();
+    let mut tree = Tree { spans, children: HashMap::new(), all: view.all, rows: Vec::new() };
     for (index, finished) in spans.iter().enumerate() {
-        children.entry(finished.span.parent_span_id).or_default().push(index);
+        tree.children.entry(finished.span.parent_span_id).or_default().push(index);
     }
-    for siblings in children.values_mut() {
+    for siblings in tree.children.values_mut() {
         siblings.sort_by_key(|index| (spans[*index].span.start_time, *index));
     }
-    let mut out = String::new();
-    let mut rows = Vec::new();
     for &top in tops {
-        place(spans, &children, top, ["", "", ""], false, &mut rows);
+        tree.place(top, &[], ["", "", ""], false);
     }
-    if let Some(first) = rows.first() {
+    let mut out = String::new();
+    if let Some(first) = tree.rows.first() {
         heading(first.finished, view, &mut out);
-        table(&rows, view, &mut out);
+        table(&tree.rows, view, &mut out);
     }
     out
 }
 
-/// Puts a span and what is below it in order.
-fn place<'a>(
+/// Spans on their way to rows.
+struct Tree<'a> {
     spans: &'a [FinishedSpan],
-    children: &HashMap<SpanId, Vec<usize>>,
-    index: usize,
-    [before, branch, under]: [&str; 3],
-    elsewhere: bool,
-    rows: &mut Vec<Row<'a>>,
-) {
-    let finished = &spans[index];
-    let inside = children.get(&finished.span.span_context.span_id()).map_or(&[][..], Vec::as_slice);
-    let below = format!("{before}{under}");
-    rows.push(Row {
-        finished,
-        branch: format!("{before}{branch}"),
-        below: format!("{below}{}", if inside.is_empty() { "   " } else { "│  " }),
-        elsewhere,
-    });
-    for (position, &child) in inside.iter().enumerate() {
-        let last = position + 1 == inside.len();
-        let [branch, under] = if last { ["└─ ", "   "] } else { ["├─ ", "│  "] };
-        let elsewhere = process(&spans[child]) != process(finished);
-        place(spans, children, child, [&below, branch, under], elsewhere, rows);
+    children: HashMap<SpanId, Vec<usize>>,
+    all: bool,
+    rows: Vec<Row<'a>>,
+}
+
+impl Tree<'_> {
+    /// Puts a span, with others that share its line, and what is below it in order.
+    fn place(&mut self, index: usize, alike: &[usize], [before, branch, under]: [&str; 3], elsewhere: bool) {
+        let spans = self.spans;
+        let finished = &spans[index];
+        let inside = self.lines(finished);
+        let below = format!("{before}{under}");
+        self.rows.push(Row {
+            finished,
+            branch: format!("{before}{branch}"),
+            below: format!("{below}{}", if inside.is_empty() { "   " } else { "│  " }),
+            elsewhere,
+            alike: alike.iter().map(|index| &spans[*index].span).collect(),
+        });
+        for (position, (child, alike)) in inside.iter().enumerate() {
+            let last = position + 1 == inside.len();
+            let [branch, under] = if last { ["└─ ", "   "] } else { ["├─ ", "│  "] };
+            let elsewhere = process(&spans[*child]) != process(finished);
+            self.place(*child, alike, [&below, branch, under], elsewhere);
+        }
+    }
+
+    /// The lines below a span: each a child, and others that share its line, as the many statements of a model do.
+    fn lines(&self, parent: &FinishedSpan) -> Vec<(usize, Vec<usize>)> {
+        let inside = self.children.get(&parent.span.span_context.span_id()).map_or(&[][..], Vec::as_slice);
+        if self.all || inside.len() < ALIKE {
+            return inside.iter().map(|child| (*child, Vec::new())).collect();
+        }
+        let likeness = |child: usize| {
+            let finished = &self.spans[child];
+            let (_, mark, label) = label(&finished.span);
+            let plain = mark == "✓" && marks(&finished.span).is_empty() && process(finished) == process(parent);
+            let leaf = !self.children.contains_key(&finished.span.span_context.span_id());
+            (plain && leaf).then(|| (finished.span.name.clone(), label))
+        };
+        let likenesses: Vec<_> = inside.iter().map(|child| likeness(*child)).collect();
+        let mut groups: HashMap<_, Vec<usize>> = HashMap::new();
+        for (child, likeness) in inside.iter().zip(&likenesses) {
+            groups.entry(likeness).or_default().push(*child);
+        }
+        let mut lines = Vec::new();
+        for (child, likeness) in inside.iter().zip(&likenesses) {
+            match groups.get(likeness).filter(|group| likeness.is_some() && group.len() >= ALIKE) {
+                Some(group) if group[0] == *child => lines.push((*child, group[1..].to_vec())),
+                Some(_) => {}
+                None => lines.push((*child, Vec::new())),
+            }
+        }
+        lines
     }
 }
 
@@ -193,14 +253,13 @@ fn heading(top: &FinishedSpan, view: View, out: &mut String) {
 fn table(rows: &[Row<'_>], view: View, out: &mut String) {
     let label_of: Vec<(Style, &str, String)> = rows.iter().map(|row| label(&row.finished.span)).collect();
     let widest = |widths: &mut dyn Iterator<Item = usize>| widths.max().unwrap_or(0);
-    let mut name_width =
-        widest(&mut rows.iter().map(|row| columns(&row.branch) + columns(&clean(&row.finished.span.name))));
+    let mut name_width = widest(&mut rows.iter().map(|row| columns(&row.branch) + columns(&row.name())));
     if let Some(width) = view.width {
         name_width = name_width.min((width * 45 / 100).max(20));
     }
     let label_width = widest(&mut label_of.iter().map(|(_, _, label)| columns(label)));
-    let begin = rows.iter().map(|row| row.finished.span.start_time).min();
-    let end = rows.iter().map(|row| row.finished.span.end_time).max();
+    let begin = rows.iter().map(|row| row.times().0).min();
+    let end = rows.iter().map(|row| row.times().1).max();
     let (Some(begin), Some(end)) = (begin, end) else {
         return;
     };
@@ -210,10 +269,10 @@ fn table(rows: &[Row<'_>], view: View, out: &mut String) {
         let mut line = Line::default();
         line.add(Style::Dim, row.branch.clone());
         let name_style = if row.branch.is_empty() { Style::Bold } else { Style::Plain };
-        line.field(name_style, &clean(&span.name), name_width.saturating_sub(columns(&row.branch)));
-        line.add(Style::Plain, format!("  {:>7}  ", duration(length(span))));
+        line.field(name_style, &row.name(), name_width.saturating_sub(columns(&row.branch)));
+        line.add(Style::Plain, format!("  {:>7}  ", duration(row.length())));
         if view.width.is_some_and(|width| width >= BAR_FROM_WIDTH) {
-            bar(&mut line, span, begin, whole);
+            bar(&mut line, row, begin, whole);
         }
         line.add(style, mark);
         line.add(Style::Plain, " ");
@@ -258,6 +317,10 @@ pub(super) fn outcome(span: &SpanData) -> Option<String> {
 fn details(row: &Row<'_>) -> Vec<(String, String)> {
     let span = &row.finished.span;
     let mut details: Vec<(String, String)> = Vec::new();
+    if !row.alike.is_empty() {
+        let longest = row.alike.iter().copied().map(length).max().unwrap_or_default().max(length(span));
+        return vec![("longest".to_owned(), duration(longest))];
+    }
     if row.elsewhere {
         details.extend(process(row.finished).map(|pid| ("pid".to_owned(), pid.to_string())));
     }
@@ -306,14 +369,15 @@ fn message(row: &Row<'_>, view: View, out: &mut String) {
     }
 }
 
-fn bar(line: &mut Line, span: &SpanData, begin: SystemTime, whole: Duration) {
+fn bar(line: &mut Line, row: &Row<'_>, begin: SystemTime, whole: Duration) {
+    let (start, end) = row.times();
     let at = |time: SystemTime| {
         let share = time.duration_since(begin).unwrap_or_default().as_secs_f64() / whole.as_secs_f64();
         ((share * BAR as f64).round() as usize).min(BAR)
     };
-    let from = at(span.start_time).min(BAR - 1);
-    let to = at(span.end_time).max(from + 1);
-    let style = if matches!(span.status, Status::Error { .. }) { Style::Red } else { Style::Green };
+    let from = at(start).min(BAR - 1);
+    let to = at(end).max(from + 1);
+    let style = if matches!(row.finished.span.status, Status::Error { .. }) { Style::Red } else { Style::Green };
     line.add(Style::Dim, "·".repeat(from));
     line.add(style, "━".repeat(to - from));
     line.add(Style::Dim, "·".repeat(BAR - to));
@@ -503,7 +567,7 @@ pub(super) mod tests {
         spans
     }
 
-    const PLAIN: View = View { width: None, color: false };
+    const PLAIN: View = View { width: None, color: false, all: false };
 
     #[test]
     fn a_trace_is_a_tree_in_the_order_of_its_begins() {
@@ -526,7 +590,7 @@ dbt.build                        2.31 s  ✗ error    target=dev  floe.nodes=4  
 
     #[test]
     fn a_wide_terminal_shows_when_each_span_ran() {
-        let drawn = draw(&build(), &[5], View { width: Some(120), color: false });
+        let drawn = draw(&build(), &[5], View { width: Some(120), ..PLAIN });
         assert_eq!(
             drawn.lines().nth(3).unwrap(),
             "├─ dbt.seed.raw_orders           110 ms  ·········━··············  ✓ success  materialized=seed  schema=main  rows_affe…"
@@ -536,7 +600,7 @@ dbt.build                        2.31 s  ✗ error    target=dev  floe.nodes=4  
     #[test]
     fn nothing_is_wider_than_the_terminal() {
         for width in [20, 40, 80, 109, 110, 200] {
-            for line in draw(&build(), &[5], View { width: Some(width), color: false }).lines() {
+            for line in draw(&build(), &[5], View { width: Some(width), ..PLAIN }).lines() {
                 assert!(columns(line) <= width, "{width}: {line}");
             }
         }
@@ -578,7 +642,7 @@ main     3.00 ms  ✓             (4 events of this trace lost)
         root.span.status = Status::error((0..9).map(|line| format!("line {line}")).collect::<Vec<_>>().join("\n"));
         let lines = |view| draw(std::slice::from_ref(&root), &[0], view).lines().count();
         assert_eq!(lines(PLAIN), 2 + 9);
-        assert_eq!(lines(View { width: Some(80), color: false }), 2 + 6 + 1);
+        assert_eq!(lines(View { width: Some(80), ..PLAIN }), 2 + 6 + 1);
     }
 
     #[test]
@@ -601,6 +665,27 @@ main     3.00 ms  ✓             (4 events of this trace lost)
         ] {
             assert_eq!(duration(Duration::from_nanos(nanos)), text);
         }
+    }
+
+    #[test]
+    fn many_spans_that_are_alike_share_a_line() {
+        let mut spans = vec![span(1, 1, 0, "run", 0, 100)];
+        spans.extend((0..5).map(|n| span(1, n + 2, 1, "SELECT orders", 10 * n + 1, 10 * n + 3 + n)));
+        spans.push(span(1, 20, 1, "BEGIN", 0, 1));
+        let mut failed = span(1, 21, 1, "SELECT orders", 60, 61);
+        failed.span.status = Status::error("no");
+        spans.push(failed);
+        let drawn = draw(&spans, &[0], PLAIN);
+        let lines: Vec<_> = drawn.lines().skip(2).collect();
+        let [begin, alike, failed, message] = lines[..] else { panic!("{drawn}") };
+        assert!(begin.starts_with("├─ BEGIN"), "{drawn}");
+        assert!(
+            alike.starts_with("├─ SELECT orders ×5") && alike.contains("  20 ms") && alike.contains("longest=6.00 ms"),
+            "{drawn}"
+        );
+        assert!(failed.starts_with("└─ SELECT orders  ") && failed.contains('✗') && message.contains("no"), "{drawn}");
+        assert_eq!(draw(&spans, &[0], View { all: true, ..PLAIN }).lines().count(), 1 + 8 + 1);
+        assert!(!draw(&spans[..4], &[0], PLAIN).contains('×'), "a few stay apart");
     }
 
     #[test]
