@@ -1,5 +1,7 @@
 //! The thread that answers waiting processes.
 
+mod node;
+
 use std::{
     collections::{HashMap, HashSet},
     path::Path,
@@ -12,7 +14,7 @@ use floe_ebpf::{
 };
 
 use super::{
-    AttachError, Attached, News, Options, Report, Request, Verdict,
+    AttachError, Attached, Judgement, News, Options, Report, Request, Verdict,
     files::{Files, Program},
     guards::{GREENLET_API_SWITCHES, Guards},
     traced::{AddressSpaces, Traced},
@@ -20,7 +22,7 @@ use super::{
 use crate::{
     catalogue::{Catalogue, Kind, Probe},
     kernel::{Kernel, KernelError, LinkId, Site, UrgentReader, trial::Trial},
-    process::identity,
+    process::{container, identity},
     python::{
         identify::{Interpreter, InterpreterFile, Refusal, locate},
         layout::PyLayout,
@@ -64,6 +66,12 @@ pub(super) struct Attacher {
     meetings: HashMap<Pid, Vec<LinkId>>,
     /// Processes that were met once more because the first time took too long.
     retried: HashSet<Pid>,
+    /// Processes that are to be let go of as soon as they are met.
+    leaving: HashSet<Pid>,
+    /// All probes are taken away for now.
+    paused: bool,
+    /// How much load is shed, 0 to 3.
+    shedding: u8,
     /// Packs whose version was reported, per process.
     reported: HashSet<(Pid, String)>,
     report: Report,
@@ -116,6 +124,9 @@ impl Attacher {
             late: Vec::new(),
             meetings: HashMap::new(),
             retried: HashSet::new(),
+            leaving: HashSet::new(),
+            paused: false,
+            shedding: 0,
             reported: HashSet::new(),
             report: Report::default(),
         })
@@ -124,6 +135,9 @@ impl Attacher {
     /// The thread's body.
     pub(super) fn run(&mut self, mut urgent: UrgentReader, inbox: &mpsc::Receiver<Request>) -> Report {
         make_urgent();
+        if let Err(error) = self.watch_all() {
+            tracing::error!("{error}");
+        }
         loop {
             let pause = if self.starting.is_empty() { Duration::from_millis(10) } else { Duration::from_micros(200) };
             urgent.wait(pause);
@@ -140,6 +154,9 @@ impl Attacher {
                     Ok(Request::Stop) | Err(mpsc::TryRecvError::Disconnected) => {
                         self.stop(&mut urgent);
                         return std::mem::take(&mut self.report);
+                    }
+                    Ok(Request::Pause(reply)) => {
+                        let _ = reply.send(self.pause(&mut urgent));
                     }
                     Ok(request) => self.serve(request),
                     Err(mpsc::TryRecvError::Empty) => break,
@@ -163,7 +180,22 @@ impl Attacher {
                 let _ = reply.send(());
             }
             Request::Ended(pid, epoch) => self.ended(pid, epoch),
-            Request::Stop => {}
+            Request::Discovered(pid) => self.discovered(pid),
+            Request::Examine(pid) => {
+                if let Err(error) = self.files.examine(&mut self.kernel, pid) {
+                    tracing::debug!("{error}");
+                }
+            }
+            Request::Selected(reply) => {
+                let _ = reply.send(self.selected());
+            }
+            Request::Release(pid) => self.release(pid),
+            Request::Resume => self.resume(),
+            Request::Shed(level) => self.shed(level),
+            Request::Snapshot(reply) => {
+                let _ = reply.send(self.snapshot());
+            }
+            Request::Pause(_) | Request::Stop => {} // served by `run`
         }
     }
 
@@ -180,11 +212,14 @@ impl Attacher {
                 }
                 return;
             }
+            urgent::DECIDE => self.decide(pid, wait),
             urgent::RUN_MAIN => self.adopt(pid, epoch, wait),
             urgent::RENDEZVOUS => {
                 let links = self.meetings.remove(&pid).unwrap_or_default();
                 self.kernel.detach(links);
-                self.adopt(pid, epoch, wait);
+                if !self.leave(pid, epoch, wait) {
+                    self.adopt(pid, epoch, wait);
+                }
             }
             urgent::MODULE => self.imported(pid, epoch, record, wait),
             urgent::SWITCH => {
@@ -199,6 +234,7 @@ impl Attacher {
         }
         let took = boot_now().0.saturating_sub(record.token) / 1000;
         self.report.slowest_answer_us = self.report.slowest_answer_us.max(took);
+        self.report.answers.add(took);
         tracing::debug!("process {pid}: answered urgent record of kind {} after {took} µs", record.kind);
         self.kernel.acknowledge(Tid(record.tid), record.token);
     }
@@ -209,7 +245,13 @@ impl Attacher {
             (_, Some(reason)) => eprintln!("floe-agent: process {pid} is not traced: {reason}"),
             _ => {}
         }
-        self.report.processes.push(Verdict { pid: pid.0, verdict, python, reason });
+        self.report.add(Verdict { pid: pid.0, verdict, python, reason });
+    }
+
+    /// Says that a process is refused.
+    fn refused(&mut self, pid: Pid, refusal: &Refusal) {
+        *self.report.refused.entry(refusal.kind()).or_default() += 1;
+        self.verdict(pid, "refused", None, Some(refusal.to_string()));
     }
 
     /// Begins to trace a process of which one thread waits with the GIL held.
@@ -226,7 +268,7 @@ impl Attacher {
                     self.meet(pid, &located.file, located.bias);
                 }
             }
-            Err(refusal) => self.verdict(pid, "refused", None, Some(refusal.to_string())),
+            Err(refusal) => self.refused(pid, &refusal),
         }
     }
 
@@ -288,7 +330,7 @@ impl Attacher {
         self.kernel.set_process(pid, info).map_err(kernel_error)?;
         let version = interpreter.version();
         // Sent before the first function is armed, so that it arrives before the first event.
-        let _ = self.news.send(News::Process(Box::new(facts(pid, epoch, &version))));
+        let _ = self.news.send(News::Process(Box::new(self.facts(pid, epoch, &version))));
         let file = located.file.identity();
         self.spaces
             .insert(epoch, Traced { pid, memory, interpreter, file, gate, armed: HashMap::new(), eval_frame: false });
@@ -298,6 +340,25 @@ impl Attacher {
             self.set_eval_frame(pid, epoch);
         }
         Ok(Some(version))
+    }
+
+    /// What `/proc` tells of a process, and who selects it.
+    fn facts(&self, pid: Pid, epoch: Epoch, version: &str) -> ProcessFacts {
+        ProcessFacts {
+            parent_pid: identity::Stat::read(pid).ok().map(|stat| stat.parent),
+            command_line: identity::cmdline(pid)
+                .unwrap_or_default()
+                .into_iter()
+                .map(|word| word.to_string_lossy().into_owned())
+                .collect(),
+            executable: identity::exe(pid).ok().map(|path| path.to_string_lossy().into_owned()),
+            python_version: Some(version.to_owned()),
+            attributes: match &self.options.select {
+                Some(select) => select.attributes(pid),
+                None => container::attributes(pid),
+            },
+            ..ProcessFacts::unknown(pid, epoch)
+        }
     }
 
     /// Arms importlib's loader, through which modules announce themselves.
@@ -405,6 +466,7 @@ impl Attacher {
 
     /// Registers and arms one function.
     fn arm(&mut self, pid: Pid, epoch: Epoch, id: ProbeId, function: &FoundFunction) {
+        let shed = self.shed_flag(id);
         let Some(traced) = self.spaces.get_mut(epoch) else { return };
         if traced.armed.get(&function.function).is_some_and(|known| known.code == function.code) {
             return;
@@ -415,7 +477,7 @@ impl Attacher {
         let info = FunctionInfo {
             code: function.code.0,
             probe: id.0,
-            flags: 0,
+            flags: shed,
             enter_plan: number(&plans.enter),
             exit_plan: number(&plans.exit),
         };
@@ -550,7 +612,7 @@ impl Attacher {
             tracing::error!("{error}");
         }
         eprintln!("floe-agent: process {pid}: tracing stops here: {why}");
-        self.report.processes.push(Verdict { pid: pid.0, verdict: "stopped", python, reason: Some(why.into()) });
+        self.report.add(Verdict { pid: pid.0, verdict: "stopped", python, reason: Some(why.into()) });
     }
 
     /// Makes the programs ignore a function in this address space, also if it was armed in an ancestor's.
@@ -657,9 +719,8 @@ impl Attacher {
                     let path = located.file.elf().path().to_path_buf();
                     match self.files.ensure(&mut self.kernel, &located.file, &path) {
                         Ok(true) => {
-                            if let Some(info) = self.kernel.process(pid) {
-                                self.late.push((pid, Epoch(info.epoch), Instant::now()));
-                            }
+                            let epoch = self.kernel.process(pid).map_or(0, |info| info.epoch);
+                            self.late.push((pid, Epoch(epoch), Instant::now()));
                         }
                         Ok(false) => {}
                         Err(error) => tracing::warn!("{error}"),
@@ -673,7 +734,8 @@ impl Attacher {
                     self.starting.push((pid, since));
                 }
                 Err(refusal) => {
-                    if since.elapsed() < LIBRARY_PATIENCE && identity::is_alive(pid) {
+                    if self.kernel.process(pid).is_some() && since.elapsed() < LIBRARY_PATIENCE && identity::is_alive(pid)
+                    {
                         self.verdict(pid, "refused", None, Some(refusal.to_string()));
                     }
                 }
@@ -693,6 +755,10 @@ impl Attacher {
             waiting
         });
         for (pid, epoch) in due {
+            if epoch == Epoch(0) {
+                self.late_in_node(pid);
+                continue;
+            }
             let missed = self
                 .kernel
                 .process(pid)
@@ -713,6 +779,9 @@ impl Attacher {
         }
         let version = self.attach_one(pid)?;
         for child in identity::descendants(pid).unwrap_or_default() {
+            if self.options.select.as_ref().is_some_and(|select| select.judge(child) == Judgement::Excluded) {
+                continue;
+            }
             // Not every descendant is a Python process.
             if let Err(error) = self.attach_one(child) {
                 tracing::info!("{error}");
@@ -815,6 +884,9 @@ impl Attacher {
 
     /// A process has ended: forgets its functions, unless a child that was forked from it lives.
     fn ended(&mut self, pid: Pid, epoch: Epoch) {
+        self.retried.remove(&pid);
+        self.leaving.remove(&pid);
+        self.reported.retain(|(other, _)| *other != pid);
         let links = self.meetings.remove(&pid).unwrap_or_default();
         self.kernel.detach(links);
         self.kernel.cancel_rendezvous(pid);
@@ -874,21 +946,6 @@ impl Attacher {
 /// Whether a module is imported.
 fn imported(modules: &Resolver<'_>, name: &str) -> bool {
     matches!(modules.module(name), Ok(Some(_)))
-}
-
-/// What `/proc` tells of a process.
-fn facts(pid: Pid, epoch: Epoch, version: &str) -> ProcessFacts {
-    ProcessFacts {
-        parent_pid: identity::Stat::read(pid).ok().map(|stat| stat.parent),
-        command_line: identity::cmdline(pid)
-            .unwrap_or_default()
-            .into_iter()
-            .map(|word| word.to_string_lossy().into_owned())
-            .collect(),
-        executable: identity::exe(pid).ok().map(|path| path.to_string_lossy().into_owned()),
-        python_version: Some(version.to_owned()),
-        ..ProcessFacts::unknown(pid, epoch)
-    }
 }
 
 /// Gives this thread real-time priority where that is allowed: somebody waits for it.

@@ -16,7 +16,7 @@ use serde_json::json;
 
 use super::TraceOptions;
 use crate::{
-    attach::{self, AttachThread, News, Request},
+    attach::{self, AttachThread, News, Request, Select},
     catalogue::Catalogue,
     export::{ExportReport, Finish, OtlpTarget, Output, Pipeline},
     kernel::{self, Counters, EventReader, WaitBounds, event::Event, trial},
@@ -65,6 +65,11 @@ fn outputs(options: &TraceOptions) -> Result<Vec<Output>> {
 impl Session {
     /// Sets everything up. Nothing has been traced if this fails.
     pub(super) fn start(options: &TraceOptions) -> Result<Self> {
+        Self::start_with(options, None)
+    }
+
+    /// As [`Self::start`]; whom `select` selects is traced.
+    pub(super) fn start_with(options: &TraceOptions, select: Option<Arc<dyn Select>>) -> Result<Self> {
         let catalogue = if options.no_packs {
             Catalogue::load_only(&options.pack, &options.probe)
         } else {
@@ -88,7 +93,7 @@ impl Session {
             Arc::new(Pipeline::start(&outputs)?)
         };
         let (news_in, news) = mpsc::channel();
-        let options_ = attach::Options { keep_inlining: options.keep_inlining, bounds };
+        let options_ = attach::Options { keep_inlining: options.keep_inlining, bounds, select };
         let attach = attach::start(kernel, urgent, catalogue.clone(), trial, options_, news_in)?;
         let stop = Arc::new(AtomicBool::new(false));
         let events = {
@@ -177,8 +182,11 @@ fn make_spans(
         }
         while let Some(event) = reader.take() {
             // News of a process is sent before its first event can be made.
-            for News::Process(facts) in news.try_iter() {
-                assembler.process_seen(*facts);
+            for news in news.try_iter() {
+                match news {
+                    News::Process(facts) => assembler.process_seen(*facts),
+                    News::Paused => assembler.interrupt(boot_now()),
+                }
             }
             if let Event::Exit { stamp, process_ended: true, .. } = &event {
                 // If the thread has ended, there is nobody to tell.

@@ -230,6 +230,17 @@ impl Pipeline {
         self.sinks.iter().map(|sink| sink.shared.report()).collect()
     }
 
+    /// How things stand, by sink: what became of its spans so far, and how many wait.
+    pub fn state(&self) -> Vec<(ExportReport, usize)> {
+        let state = |sink: &Handle| {
+            let queued = sink.shared.queued.load(Ordering::Relaxed);
+            let mut report = sink.shared.report();
+            report.failed = sink.shared.failed.load(Ordering::Relaxed);
+            (report, queued)
+        };
+        self.sinks.iter().map(state).collect()
+    }
+
     /// Lets the sinks write what they have, at most until the deadline, and says what became of all spans.
     pub async fn shutdown(self, finish: Finish) -> Vec<ExportReport> {
         for sink in &self.sinks {

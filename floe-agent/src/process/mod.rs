@@ -1,4 +1,5 @@
 //! What a process is, seen from outside: identity, environment, memory maps.
 
+pub mod container;
 pub mod identity;
 pub mod maps;

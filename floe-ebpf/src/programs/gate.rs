@@ -11,7 +11,8 @@ use aya_ebpf::{
 };
 use floe_ebpf::{
     CallEnter, CallReturn, Counter, FunctionInfo, FunctionKey, Header, Layout, MAX_ANCESTORS, MAX_DEPTH, MAX_STACK,
-    MODULE_NAME_LEN, NO_PLAN, enter_flags, event, function_flags, outcome, process_flags, urgent,
+    MODULE_NAME_LEN, NO_PLAN, enter_flags, event, function_flags, outcome, process_flags, setting,
+    urgent,
 };
 
 use crate::{
@@ -234,7 +235,12 @@ fn enter(ctx: &ProbeContext) -> Option<()> {
         count(Counter::UnknownFunction);
         return None;
     };
-    if info.flags & function_flags::DISARMED != 0 {
+    let how = settings()?.flags;
+    if info.flags & function_flags::DISARMED != 0 || how & setting::PAUSED != 0 {
+        return None;
+    }
+    if info.flags & function_flags::SHED != 0 {
+        count(Counter::ShedCalls);
         return None;
     }
     // SAFETY: `thread` is a map value.
@@ -274,7 +280,10 @@ fn enter(ctx: &ProbeContext) -> Option<()> {
     count(Counter::Calls);
 
     let mut len = size_of::<CallEnter>() as u64;
-    if info.enter_plan != NO_PLAN {
+    if info.enter_plan != NO_PLAN && how & setting::NO_FIELDS != 0 {
+        count(Counter::ShedPlans);
+        flags |= enter_flags::FIELDS_CUT;
+    } else if info.enter_plan != NO_PLAN {
         let mut machine = Machine {
             context: Context { thread, layout },
             plan: PLANS.get_ptr(info.enter_plan)?,
@@ -345,7 +354,10 @@ fn leave(ctx: &RetProbeContext) -> Option<()> {
     let time = unsafe { bpf_ktime_get_boot_ns() };
     let mut len = size_of::<CallReturn>() as u64;
     let mut flags = 0;
-    if frame.exit_plan != NO_PLAN {
+    if frame.exit_plan != NO_PLAN && settings()?.flags & setting::NO_FIELDS != 0 {
+        count(Counter::ShedPlans);
+        flags |= enter_flags::FIELDS_CUT;
+    } else if frame.exit_plan != NO_PLAN {
         let mut machine = Machine {
             context: Context { thread, layout },
             plan: PLANS.get_ptr(frame.exit_plan)?,
