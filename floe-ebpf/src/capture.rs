@@ -12,13 +12,11 @@ use crate::{
     maps::{Thread, count},
     python::{
         BASE_EXCEPTION_SUBCLASS, Context, DICT_SUBCLASS, LIST_SUBCLASS, LONG_SUBCLASS, OB_SIZE, TUPLE_SUBCLASS,
-        UNICODE_SUBCLASS, attribute, dict_item, keyword, type_flags, type_of,
+        UNICODE_SUBCLASS, attribute, dict_item, exception, keyword, type_flags, type_of,
     },
-    user::{masked, pointer, read, read_bytes},
+    user::{ARGUMENTS, masked, pointer, read, read_bytes},
 };
 
-/// `PY_VECTORCALL_ARGUMENTS_OFFSET`, the flag in `nargsf`.
-const ARGUMENTS_OFFSET: u64 = 1 << 63;
 /// `PyFloatObject.ob_fval`; `PyLongObject`'s tag.
 const FIRST_FIELD: u64 = 16;
 /// Digits of an int.
@@ -75,7 +73,7 @@ unsafe extern "C" fn step(index: u32, machine: *mut c_void) -> i64 {
         let mut value = 0;
         match code {
             op::ARG => {
-                let nargs = machine.nargsf & !ARGUMENTS_OFFSET;
+                let nargs = machine.nargsf & ARGUMENTS;
                 if u64::from(argument) < nargs {
                     value = pointer(machine.args + u64::from(argument) * 8).unwrap_or(0);
                 } else if hop != 0 && machine.kwnames != 0 {
@@ -88,7 +86,7 @@ unsafe extern "C" fn step(index: u32, machine: *mut c_void) -> i64 {
             op::RESULT => value = machine.result,
             op::EXCEPTION | op::EXCEPTION_TYPE => {
                 if machine.raised != 0 {
-                    value = exception(machine, layout, code == op::EXCEPTION_TYPE).unwrap_or(0);
+                    value = exception(thread, layout, code == op::EXCEPTION_TYPE).unwrap_or(0);
                 }
             }
             op::FUNCTION => value = machine.function,
@@ -133,18 +131,6 @@ unsafe extern "C" fn step(index: u32, machine: *mut c_void) -> i64 {
         }
         0
     }
-}
-
-/// The exception that is leaving the function, or its type.
-#[inline(always)]
-fn exception(machine: &Machine, layout: &Layout, want_type: bool) -> Option<u64> {
-    // SAFETY: a map value.
-    let tstate = pointer(unsafe { (*machine.context.thread).process.tstate })?;
-    if want_type && layout.tstate_exception_type != 0 {
-        return pointer(tstate + u64::from(layout.tstate_exception_type));
-    }
-    let object = pointer(tstate + u64::from(layout.tstate_exception))?;
-    if want_type { type_of(object) } else { Some(object) }
 }
 
 /// Item `index` of a tuple or list.

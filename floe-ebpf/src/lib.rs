@@ -135,6 +135,27 @@ pub mod function_flags {
     pub const DISARMED: u32 = 2;
     /// Calls are left out for now, to save load.
     pub const SHED: u32 = 64;
+    /// Its result is a context manager, which is remembered in `CONTEXTS`.
+    pub const CONTEXT_MANAGER: u32 = 4;
+    /// `__exit__` of context managers: only calls whose first argument is in `CONTEXTS` are looked at; they take it out.
+    pub const CONTEXT_EXIT: u32 = 8;
+    /// A call waits at its beginning until user space has looked for functions that are to be armed.
+    pub const SCAN: u32 = 16;
+    /// An exception that leaves a call (or that comes into `__exit__`) is read by user space while the call waits.
+    pub const STACKTRACE: u32 = 32;
+}
+
+shared! {
+    /// Key of the map `CONTEXTS`: a context manager that a probed function returned, until its `__exit__` is called. The
+    /// value is the probe.
+    pub struct ContextKey [16] {
+        /// Epoch of the process.
+        pub epoch: u32,
+        /// Not used, zero.
+        pub reserved: u32,
+        /// Address of the context manager.
+        pub object: u64,
+    }
 }
 
 shared! {
@@ -361,7 +382,7 @@ shared! {
 
 shared! {
     /// An armed call begins.
-    pub struct CallEnter [40] {
+    pub struct CallEnter [48] {
         /// Common part; `time` together with `tid` identifies the call.
         pub header: Header,
         /// Which probe.
@@ -372,6 +393,8 @@ shared! {
         pub fields: u32,
         /// [`enter_flags`].
         pub flags: u32,
+        /// Address of the first positional argument, or 0.
+        pub object: u64,
     }
 }
 
@@ -393,7 +416,7 @@ pub mod outcome {
 
 shared! {
     /// An armed call ends.
-    pub struct CallReturn [48] {
+    pub struct CallReturn [56] {
         /// Common part.
         pub header: Header,
         /// `header.time` of the enter record.
@@ -406,6 +429,8 @@ shared! {
         pub fields: u32,
         /// [`enter_flags`].
         pub flags: u32,
+        /// Address of the result; 0 if an exception left the call.
+        pub object: u64,
     }
 }
 
@@ -477,6 +502,11 @@ pub mod urgent {
     pub const EXEC: u32 = 7;
     /// `Py_RunMain` of a process that is not selected, with [`super::setting::NODE`]: is it to be?
     pub const DECIDE: u32 = 16;
+    /// A function was called after which there may be more functions to arm; `arg0` is its probe.
+    pub const SCAN: u32 = 8;
+    /// An exception leaves a call that began at `arg0`; it is in the thread state. Or, where `arg1` is not 0, it comes into
+    /// an `__exit__` whose arguments are there: an array of `self`, type, value and traceback.
+    pub const EXCEPTION: u32 = 9;
 }
 
 shared! {
@@ -505,11 +535,13 @@ shared! {
 
 shared! {
     /// Settings of the programs (map `SETTINGS`, one element), written before anything is attached.
-    pub struct Settings [48] {
+    pub struct Settings [56] {
         /// Longest wait for a module to be armed, in nanoseconds.
         pub module_wait: u64,
         /// Longest wait where waiting longer is the safe side (first use of an interpreter, stack switch), in nanoseconds.
         pub long_wait: u64,
+        /// Longest wait for an exception to be read, in nanoseconds.
+        pub exception_wait: u64,
         /// Offset of `task_struct.pid`.
         pub task_pid: u32,
         /// Offset of `task_struct.tgid`.
@@ -607,4 +639,6 @@ counters! {
     Switches = "stack_switches",
     /// Catalogue modules whose import was nested too deep for a return probe.
     DeepImports = "deep_imports",
+    /// Exceptions whose stack trace was not read, because the thread has waited long enough for others.
+    ExceptionsUnread = "exceptions_without_stacktrace",
 }

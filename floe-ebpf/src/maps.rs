@@ -3,11 +3,11 @@
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
     macros::map,
-    maps::{Array, HashMap, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
 };
 use floe_ebpf::{
-    ACK_SLOTS, Counter, FunctionInfo, FunctionKey, HOP_WAYS, HopEntry, Key, Layout, MAX_HOPS, MAX_KEYS, MAX_LAYOUTS,
-    MAX_PLANS, MAX_REGS, MAX_STACK, MAX_STR, MODULE_NAME_LEN, Plan, ProcessInfo, RECORD_LEN, Settings,
+    ACK_SLOTS, ContextKey, Counter, FunctionInfo, FunctionKey, HOP_WAYS, HopEntry, Key, Layout, MAX_HOPS, MAX_KEYS,
+    MAX_LAYOUTS, MAX_PLANS, MAX_REGS, MAX_STACK, MAX_STR, MODULE_NAME_LEN, Plan, ProcessInfo, RECORD_LEN, Settings,
 };
 
 /// An armed call that is open in a thread.
@@ -28,6 +28,9 @@ pub struct Frame {
     pub probe: u32,
     /// Plan to run at return.
     pub exit_plan: u32,
+    /// `function_flags` of the function.
+    pub flags: u32,
+    pub reserved: u32,
 }
 
 /// `Frame::probe` of the import of any module.
@@ -47,8 +50,15 @@ pub struct Thread {
     pub lost: u64,
     /// Waits of this thread that ran into their bound.
     pub timeouts: u64,
+    /// The stack pointer of the probe that runs.
+    pub sp: u64,
     /// A catalogue module was imported too deep for a return probe.
     pub deep_import: u64,
+    /// How long the thread may still wait for exceptions to be read, in nanoseconds, when that was reckoned, and how many
+    /// such waits were in vain.
+    pub exception_credit: i64,
+    pub exception_time: u64,
+    pub exception_timeouts: u64,
     /// Where the next field begins in the record, and whether one did not fit. Kept here and not on the stack: what the
     /// verifier cannot know, it does not unroll loops for.
     pub cursor: u64,
@@ -114,6 +124,9 @@ pub static ACKS: Array<u64> = Array::with_max_entries(ACK_SLOTS, 0);
 pub static PROCESSES: HashMap<u32, ProcessInfo> = HashMap::with_max_entries(16384, 0);
 #[map]
 pub static FUNCTIONS: HashMap<FunctionKey, FunctionInfo> = HashMap::with_max_entries(65536, BPF_F_NO_PREALLOC);
+/// Not all context managers are used: those that were forgotten give way to newer ones.
+#[map]
+pub static CONTEXTS: LruHashMap<ContextKey, u32> = LruHashMap::with_max_entries(8192, 0);
 #[map]
 pub static THREADS: HashMap<u32, Thread> = HashMap::with_max_entries(4096, BPF_F_NO_PREALLOC);
 #[map]

@@ -42,6 +42,43 @@ pub fn type_flags(layout: &Layout, type_: u64) -> Option<u64> {
     read::<u64>(type_ + u64::from(layout.type_flags))
 }
 
+/// The exception that is leaving a function, or its type.
+#[inline(always)]
+pub fn exception(thread: *mut Thread, layout: &Layout, want_type: bool) -> Option<u64> {
+    // SAFETY: a map value.
+    let tstate = pointer(unsafe { (*thread).process.tstate })?;
+    if want_type && layout.tstate_exception_type != 0 {
+        return pointer(tstate + u64::from(layout.tstate_exception_type));
+    }
+    let object = pointer(tstate + u64::from(layout.tstate_exception))?;
+    if want_type { type_of(object) } else { Some(object) }
+}
+
+/// Whether a type of exceptions is one that ends generators and iterations.
+#[inline(always)]
+pub fn is_control_flow(layout: &Layout, type_: u64) -> bool {
+    const fn word(text: &[u8], at: usize) -> u64 {
+        let mut bytes = [0; 8];
+        let mut i = 0;
+        while i < 8 && at + i < text.len() {
+            bytes[i] = text[at + i];
+            i += 1;
+        }
+        u64::from_le_bytes(bytes)
+    }
+    const fn name(text: &[u8]) -> [u64; 2] {
+        [word(text, 0), word(text, 8)]
+    }
+    const NAMES: [[u64; 2]; 3] = [name(b"StopIteration\0"), name(b"StopAsyncIterati"), name(b"GeneratorExit\0")];
+    let Some(address) = pointer(type_ + u64::from(layout.type_name)) else { return false };
+    // The names are literals in the interpreter's text, with more behind them.
+    let Some([first, second]) = read::<[u64; 2]>(address) else { return false };
+    let six = second & 0xffff_ffff_ffff;
+    (first == NAMES[0][0] && six == NAMES[0][1])
+        || (first == NAMES[1][0] && second == NAMES[1][1])
+        || (first == NAMES[2][0] && six == NAMES[2][1])
+}
+
 /// A table of keys that can be scanned: a dict's entries, or a tuple of keyword names.
 #[derive(Clone, Copy)]
 struct Table {

@@ -4,6 +4,9 @@ use core::ffi::c_void;
 
 use aya_ebpf::helpers::generated::bpf_probe_read_user;
 
+/// The count in a vectorcall's `nargsf`: all but `PY_VECTORCALL_ARGUMENTS_OFFSET`.
+pub const ARGUMENTS: u64 = !(1 << 63);
+
 /// Reads a `T` of plain integers at `addr`.
 #[inline(always)]
 pub fn read<T: Copy>(addr: u64) -> Option<T> {

@@ -227,6 +227,7 @@ impl Attacher {
             }
             urgent::RECURSION => self.recursion(pid, epoch, UserAddr(record.arg0), wait),
             urgent::STACK_CONFIG => self.stack_config(pid, epoch, record),
+            urgent::SCAN => self.arm_modules(pid, epoch, None, wait),
             other => tracing::error!("an urgent record of unknown kind {other}"),
         }
         if record.token + record.bound < boot_now().0 {

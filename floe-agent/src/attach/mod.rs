@@ -28,9 +28,9 @@ use thiserror::Error;
 use crate::{
     catalogue::Catalogue,
     kernel::{Kernel, KernelError, UrgentReader, WaitBounds, trial::Trial},
-    python::identify::Refusal,
+    python::{exception::ExceptionFacts, identify::Refusal},
     trace::ProcessFacts,
-    units::{Epoch, Pid},
+    units::{BootNanos, Epoch, Pid, Tid},
 };
 
 /// What the thread may do.
@@ -132,6 +132,19 @@ pub enum News {
     Process(Box<ProcessFacts>),
     /// All tracing is paused: what is open will not be seen to end.
     Paused,
+    /// An exception was read while its thread waited: it leaves this call, or comes into it if it is an `__exit__`.
+    Exception {
+        /// The process.
+        pid: Pid,
+        /// Its address space.
+        epoch: Epoch,
+        /// The thread.
+        tid: Tid,
+        /// When the call began.
+        call: BootNanos,
+        /// The exception.
+        exception: Box<ExceptionFacts>,
+    },
 }
 
 /// What became of a process.

@@ -1,10 +1,12 @@
 //! The command line.
 //!
-//! `exec` and `attach` differ only in which processes they select and when they end; both are a `session::Session`.
+//! `exec`, `attach` and `run` differ only in which processes they select and when they end; all are a `session::Session`.
 
 mod attach;
+mod doctor;
 mod exec;
 mod program;
+mod run;
 mod session;
 
 use std::path::PathBuf;
@@ -45,6 +47,20 @@ enum Command {
         /// The process.
         #[arg(value_name = "PID")]
         pid: u32,
+    },
+    /// Trace the pipelines of this machine, those that run and those that start, until SIGTERM or Ctrl-C.
+    Run {
+        #[command(flatten)]
+        options: TraceOptions,
+        #[command(flatten)]
+        node: run::RunOptions,
+    },
+    /// Say whether tracing works on this machine, and for each Python whether it can be traced; with the fix for each problem.
+    ///
+    /// Exit code 0: tracing works; 1: it does not.
+    Doctor {
+        #[command(flatten)]
+        options: doctor::DoctorOptions,
     },
 }
 
@@ -95,6 +111,8 @@ pub fn main() -> u8 {
     let result = match cli.command {
         Command::Exec { options, command } => exec::run(&options, &command),
         Command::Attach { options, pid } => attach::run(&options, pid),
+        Command::Doctor { options } => doctor::run(&options),
+        Command::Run { options, node } => run::run(&options, &node),
     };
     result.unwrap_or_else(|error| {
         eprintln!("floe-agent: {error:#}");

@@ -20,6 +20,7 @@ use crate::{
     catalogue::Catalogue,
     export::{ExportReport, Finish, OtlpTarget, Output, Pipeline},
     kernel::{self, Counters, EventReader, WaitBounds, event::Event, trial},
+    node::metrics::{EventState, Observer},
     trace::{Assembler, AssemblerStats, Clock},
     units::{Pid, boot_now},
 };
@@ -35,7 +36,8 @@ pub(super) struct Session {
     events: JoinHandle<(Assembler, EventReader)>,
     stop: Arc<AtomicBool>,
     pipeline: Arc<Pipeline>,
-    counters: Counters,
+    counters: Arc<Counters>,
+    state: Arc<EventState>,
     runtime: tokio::runtime::Runtime,
     stats: Option<std::path::PathBuf>,
     started: Instant,
@@ -96,11 +98,13 @@ impl Session {
         let options_ = attach::Options { keep_inlining: options.keep_inlining, bounds, select };
         let attach = attach::start(kernel, urgent, catalogue.clone(), trial, options_, news_in)?;
         let stop = Arc::new(AtomicBool::new(false));
+        let state = Arc::new(EventState::default());
         let events = {
             let (stop, pipeline, requests) = (stop.clone(), pipeline.clone(), attach.requests());
+            let state = state.clone();
             std::thread::Builder::new()
                 .name("floe-events".into())
-                .spawn(move || make_spans(events, &catalogue, &news, &requests, &pipeline, &stop))
+                .spawn(move || make_spans(events, &catalogue, &news, &requests, &pipeline, &state, &stop))
                 .context("cannot start the event thread")?
         };
         Ok(Self {
@@ -108,7 +112,8 @@ impl Session {
             events,
             stop,
             pipeline,
-            counters,
+            counters: Arc::new(counters),
+            state,
             runtime,
             stats: options.stats.clone(),
             started: Instant::now(),
@@ -121,6 +126,16 @@ impl Session {
         &self.runtime
     }
 
+    /// A view of the session for those who watch it.
+    pub(super) fn observer(&self) -> Observer {
+        Observer {
+            attach: self.attach.requests(),
+            counters: self.counters.clone(),
+            events: self.state.clone(),
+            pipeline: Arc::downgrade(&self.pipeline),
+        }
+    }
+
     /// Ends a session in which nothing was traced: nothing is printed.
     pub(super) fn abandon(self) {
         self.attach.stop();
@@ -130,7 +145,7 @@ impl Session {
 
     /// Ends tracing: what is open ends now, everything is written, the summary is printed.
     pub(super) fn finish(self) -> Result<()> {
-        let Self { attach, events, stop, pipeline, counters, runtime, stats, started, startup_cpu } = self;
+        let Self { attach, events, stop, pipeline, counters, state: _, runtime, stats, started, startup_cpu } = self;
         let report = attach.stop();
         stop.store(true, Ordering::Release);
         let (assembler, reader) = events.join().map_err(|_| anyhow::anyhow!("the event thread panicked"))?;
@@ -166,6 +181,7 @@ fn make_spans(
     news: &mpsc::Receiver<News>,
     requests: &mpsc::Sender<Request>,
     pipeline: &Pipeline,
+    state: &EventState,
     stop: &AtomicBool,
 ) -> (Assembler, EventReader) {
     let mut assembler = Assembler::new(catalogue.clone(), clock());
@@ -180,20 +196,33 @@ fn make_spans(
             assembler.set_clock(clock());
             compared = Instant::now();
         }
-        while let Some(event) = reader.take() {
-            // News of a process is sent before its first event can be made.
+        let mut paused = false;
+        let mut tell = |assembler: &mut Assembler| {
             for news in news.try_iter() {
                 match news {
                     News::Process(facts) => assembler.process_seen(*facts),
-                    News::Paused => assembler.interrupt(boot_now()),
+                    News::Exception { pid, epoch, tid, call, exception } => {
+                        assembler.exception(pid, epoch, tid, call, *exception);
+                    }
+                    News::Paused => paused = true,
                 }
             }
+        };
+        tell(&mut assembler);
+        while let Some(event) = reader.take() {
+            // News is sent before the first event that it concerns can be made.
+            tell(&mut assembler);
             if let Event::Exit { stamp, process_ended: true, .. } = &event {
                 // If the thread has ended, there is nobody to tell.
                 let _ = requests.send(Request::Ended(Pid(stamp.pid.0), stamp.epoch));
             }
             assembler.handle(event);
         }
+        if paused {
+            // Calls that began before the pause were in the ring.
+            assembler.interrupt(boot_now());
+        }
+        state.set(&assembler, &reader);
         if last {
             assembler.end_of_input(boot_now());
             pipeline.send(assembler.drain());

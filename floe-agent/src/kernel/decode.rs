@@ -5,10 +5,10 @@ use floe_ebpf::{CallEnter, CallReturn, Field, Header, ProcessEvent, Urgent, ente
 use thiserror::Error;
 
 use super::event::{Event, FieldValue, Outcome, Stamp, Value};
-use crate::units::{BootNanos, Epoch, Pid, ProbeId, Tid};
+use crate::units::{BootNanos, Epoch, Pid, ProbeId, Tid, UserAddr};
 
 /// A record that cannot be decoded. It means that the programs and the agent do not fit together.
-#[derive(Debug, Error, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error(
     "a record of {len} bytes from the kernel does not decode ({what}); the eBPF object does not belong to this agent"
 )]
@@ -21,12 +21,8 @@ pub struct DecodeError {
 
 fn head<T: AnyBitPattern>(bytes: &[u8]) -> Result<(T, &[u8]), DecodeError> {
     let error = DecodeError { what: "shorter than its head", len: bytes.len() };
-    let (head, rest) = bytes.split_at_checked(size_of::<T>()).ok_or_else(|| error_clone(&error))?;
+    let (head, rest) = bytes.split_at_checked(size_of::<T>()).ok_or(error)?;
     Ok((try_pod_read_unaligned(head).map_err(|_| error)?, rest))
-}
-
-fn error_clone(error: &DecodeError) -> DecodeError {
-    DecodeError { what: error.what, len: error.len }
 }
 
 fn stamp(header: &Header) -> Stamp {
@@ -51,6 +47,7 @@ pub fn decode(bytes: &[u8]) -> Result<Event, DecodeError> {
                 probe: ProbeId(record.probe),
                 depth: record.depth,
                 recursion: record.flags & enter_flags::RECURSION != 0,
+                object: UserAddr(record.object),
                 fields: fields(rest, record.fields)?,
             })
         }
@@ -61,6 +58,7 @@ pub fn decode(bytes: &[u8]) -> Result<Event, DecodeError> {
                 call: BootNanos(record.call),
                 probe: ProbeId(record.probe),
                 outcome: if record.outcome == outcome::RAISED { Outcome::Raised } else { Outcome::Returned },
+                object: UserAddr(record.object),
                 fields: fields(rest, record.fields)?,
             })
         }
@@ -100,7 +98,7 @@ fn fields(bytes: &[u8], len: u32) -> Result<Vec<FieldValue>, DecodeError> {
             value::NONE => Value::None,
             _ => return Err(error("a field of unknown kind")),
         };
-        fields.push(FieldValue { field: field.field, value });
+        fields.push(FieldValue { field: field.field, value, cut: field.cut != 0 });
         rest = behind.get((field.len as usize).next_multiple_of(4)..).unwrap_or(&[]);
     }
     Ok(fields)
@@ -134,7 +132,7 @@ mod tests {
 
     fn record(fields: &[u8]) -> Vec<u8> {
         let header = Header { kind: event::ENTER, flags: 0, lost: 2, tgid: 7, tid: 8, epoch: 3, time: 99 };
-        let enter = CallEnter { header, probe: 5, depth: 1, fields: fields.len() as u32, flags: 0 };
+        let enter = CallEnter { header, probe: 5, depth: 1, fields: fields.len() as u32, flags: 0, object: 64 };
         let mut bytes = bytemuck::bytes_of(&enter).to_vec();
         bytes.extend_from_slice(fields);
         bytes
@@ -158,10 +156,11 @@ mod tests {
         bytes.extend(field(5, value::FLOAT, &1.5f64.to_le_bytes()));
         bytes.extend(field(6, value::BOOL, &1u64.to_le_bytes()));
         bytes.extend(field(7, value::NONE, &[]));
-        let Event::Enter { stamp, probe, fields, .. } = decode(&record(&bytes)).expect("decodes") else {
+        let Event::Enter { stamp, probe, object, fields, .. } = decode(&record(&bytes)).expect("decodes") else {
             panic!("not an enter event");
         };
         assert_eq!((stamp.pid, stamp.tid, stamp.lost, probe), (Pid(7), Tid(8), 2, ProbeId(5)));
+        assert_eq!(object, UserAddr(64));
         let text = |text: &str| Value::Str { text: text.into(), cut: false };
         let values: Vec<_> = fields.into_iter().map(|f| f.value).collect();
         assert_eq!(

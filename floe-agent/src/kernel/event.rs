@@ -1,6 +1,6 @@
 //! Records of the ring buffer `EVENTS` as typed events.
 
-use crate::units::{BootNanos, Epoch, Pid, ProbeId, Tid};
+use crate::units::{BootNanos, Epoch, Pid, ProbeId, Tid, UserAddr};
 
 /// Where and when an event happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +35,10 @@ pub enum Value {
     Bool(bool),
     /// None.
     None,
+    /// Several values: the items of a tuple or list, or the values of a dict.
+    List(Vec<Value>),
+    /// A dict with str keys.
+    Map(Vec<(String, Value)>),
 }
 
 /// A captured field: its number in the plan that ran, and its value.
@@ -44,6 +48,8 @@ pub struct FieldValue {
     pub field: u8,
     /// Value.
     pub value: Value,
+    /// Whether something of it is missing: the end of a text, or items.
+    pub cut: bool,
 }
 
 /// How a call ended.
@@ -68,6 +74,8 @@ pub enum Event {
         depth: u32,
         /// The function is nested too deep and is being disarmed.
         recursion: bool,
+        /// The first positional argument; NULL if there is none.
+        object: UserAddr,
         /// Captured from the arguments.
         fields: Vec<FieldValue>,
     },
@@ -81,6 +89,8 @@ pub enum Event {
         probe: ProbeId,
         /// How.
         outcome: Outcome,
+        /// The result; NULL if an exception left the call.
+        object: UserAddr,
         /// Captured from the arguments, the result or the exception.
         fields: Vec<FieldValue>,
     },

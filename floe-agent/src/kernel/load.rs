@@ -163,11 +163,17 @@ pub struct WaitBounds {
     pub module: Duration,
     /// Where waiting longer is the safe side: first use of an interpreter, stack switch, deep recursion.
     pub long: Duration,
+    /// For an exception to be read.
+    pub exception: Duration,
 }
 
 impl Default for WaitBounds {
     fn default() -> Self {
-        Self { module: Duration::from_millis(50), long: Duration::from_millis(500) }
+        Self {
+            module: Duration::from_millis(50),
+            long: Duration::from_millis(500),
+            exception: Duration::from_millis(20),
+        }
     }
 }
 
@@ -256,6 +262,7 @@ pub fn load(bounds: WaitBounds) -> Result<(Kernel, UrgentReader, EventReader, Co
     let settings = Settings {
         module_wait: bounds.module.as_nanos() as u64,
         long_wait: bounds.long.as_nanos() as u64,
+        exception_wait: bounds.exception.as_nanos() as u64,
         task_pid: types.member("task_struct", "pid")?,
         task_tgid: types.member("task_struct", "tgid")?,
         task_signal: types.member("task_struct", "signal")?,

@@ -41,6 +41,11 @@ impl Governor {
         self.budget = budget;
     }
 
+    /// The level now.
+    pub fn level(&self) -> u8 {
+        self.level
+    }
+
     /// A period has passed: the level from now on.
     pub fn step(&mut self, now: Usage, period: Duration) -> u8 {
         let seconds = period.as_secs_f64().max(1e-3);

@@ -8,6 +8,7 @@
 
 pub mod arm;
 pub mod elf;
+pub mod exception;
 pub mod gate;
 mod graph;
 pub mod identify;

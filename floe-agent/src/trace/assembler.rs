@@ -14,6 +14,7 @@ use super::process::{Frame, OpenSpan, Process, Trace};
 use super::resource::ProcessFacts;
 use crate::catalogue::{Catalogue, Kind, Moment, Role};
 use crate::kernel::event::{Event, FieldValue, Outcome, Stamp};
+use crate::python::exception::ExceptionFacts;
 use crate::units::{BootNanos, Epoch, Pid, ProbeId, Tid};
 
 const RETURN_NOT_SEEN: &str = "return not seen";
@@ -27,6 +28,8 @@ const TRACING_PAUSED: &str = "tracing paused";
 
 /// Ended processes that are remembered, so that late events of them are not taken for new processes.
 const REMEMBERED: usize = 4096;
+/// Exceptions that wait for the end of their call.
+const EXCEPTIONS: usize = 1024;
 
 /// A finished span and the process it happened in.
 #[derive(Clone, Debug)]
@@ -87,6 +90,8 @@ pub struct Assembler {
     current: HashMap<Pid, Epoch>,
     ended: HashSet<(Pid, Epoch)>,
     ended_order: VecDeque<(Pid, Epoch)>,
+    /// Exceptions whose calls have not ended yet, as far as is known here; the newest is last.
+    exceptions: VecDeque<((Pid, Epoch, Tid, BootNanos), ExceptionFacts)>,
     limits: Limits,
 }
 
@@ -129,6 +134,7 @@ impl Assembler {
             current: HashMap::new(),
             ended: HashSet::new(),
             ended_order: VecDeque::new(),
+            exceptions: VecDeque::new(),
             limits: Limits::default(),
         }
     }
@@ -183,18 +189,38 @@ impl Assembler {
         }
     }
 
+    /// Says what an exception is that leaves a call, or that comes into an `__exit__`. Must come before the event that the
+    /// call has ended; may come before the one that it began. The last word counts.
+    pub fn exception(&mut self, pid: Pid, epoch: Epoch, tid: Tid, call: BootNanos, exception: ExceptionFacts) {
+        if self.exceptions.len() >= EXCEPTIONS {
+            self.exceptions.pop_front(); // its call's end was lost
+        }
+        self.exceptions.push_back(((pid, epoch, tid, call), exception));
+    }
+
+    /// Takes the exception of a call.
+    fn exception_of(&mut self, stamp: &Stamp, call: BootNanos) -> Option<ExceptionFacts> {
+        let key = (stamp.pid, stamp.epoch, stamp.tid, call);
+        let mut last = None;
+        while let Some(at) = self.exceptions.iter().position(|(known, _)| *known == key) {
+            last = self.exceptions.remove(at).map(|(_, exception)| exception);
+        }
+        last
+    }
+
     /// Takes an event.
     pub fn handle(&mut self, event: Event) {
         match event {
-            Event::Enter { stamp, probe, depth, recursion, fields } => {
+            Event::Enter { stamp, probe, depth, recursion, object: _, fields } => {
                 let limits = self.limits;
                 if let Some((core, process)) = self.process(&stamp) {
                     core.enter(process, &stamp, limits, Enter { probe, depth, recursion, fields });
                 }
             }
-            Event::Return { stamp, call, probe, outcome, fields } => {
+            Event::Return { stamp, call, probe, outcome, object: _, fields } => {
+                let exception = self.exception_of(&stamp, call);
                 if let Some((core, process)) = self.process(&stamp) {
-                    core.leave(process, &stamp, Leave { call, probe, outcome, fields });
+                    core.leave(process, &stamp, Leave { call, probe, outcome, exception, fields });
                 }
             }
             Event::Fork { stamp, child, child_epoch } => self.fork(&stamp, child, child_epoch),
@@ -355,6 +381,7 @@ struct Leave {
     call: BootNanos,
     probe: ProbeId,
     outcome: Outcome,
+    exception: Option<ExceptionFacts>,
     fields: Vec<FieldValue>,
 }
 
@@ -438,7 +465,7 @@ impl Core {
     }
 
     fn leave(&mut self, process: &mut Process, stamp: &Stamp, leave: Leave) {
-        let Leave { call, probe: id, outcome, fields } = leave;
+        let Leave { call, probe: id, outcome, exception, fields } = leave;
         let open = |process: &Process| {
             let mut frames = process.frames(stamp.tid).iter();
             frames.rposition(|frame| frame.call == call && frame.probe == id && !frame.pair)
@@ -463,7 +490,7 @@ impl Core {
                 if let Some(at) = pair(process, stamp.tid, begin) {
                     self.close_above(process, stamp.tid, at.max(index) + 1, stamp.time, &unseen);
                     let span = process.threads.get_mut(&stamp.tid).and_then(|frames| frames[at].span.as_mut());
-                    let raised = finish::apply(span, names, fields);
+                    let raised = finish::apply(span, names, fields).or(exception);
                     self.close(process, stamp.tid, at, stamp.time, &Ending::of(outcome, raised));
                     index -= usize::from(at < index);
                 }
@@ -475,7 +502,7 @@ impl Core {
                 let at = index.checked_sub(1).filter(|at| process.frames(stamp.tid)[*at].pair);
                 let frames = process.threads.get_mut(&stamp.tid);
                 let span = at.and_then(|at| frames?[at].span.as_mut());
-                let raised = finish::apply(span, names, fields);
+                let raised = finish::apply(span, names, fields).or(exception);
                 if let (Outcome::Raised, Some(at)) = (outcome, at) {
                     self.close(process, stamp.tid, at, stamp.time, &Ending::Raised(raised));
                     index -= 1;
@@ -484,7 +511,7 @@ impl Core {
             Kind::Call => {
                 self.close_above(process, stamp.tid, index + 1, stamp.time, &unseen);
                 let span = process.threads.get_mut(&stamp.tid).and_then(|frames| frames[index].span.as_mut());
-                let raised = finish::apply(span, names, fields);
+                let raised = finish::apply(span, names, fields).or(exception);
                 self.close(process, stamp.tid, index, stamp.time, &Ending::of(outcome, raised));
                 return;
             }

@@ -12,6 +12,7 @@ use super::process::{OpenSpan, Trace};
 use crate::catalogue::plan::{EXCEPTION_MESSAGE, EXCEPTION_TYPE};
 use crate::catalogue::{Probe, Role};
 use crate::kernel::event::{self, FieldValue, Outcome};
+use crate::python::exception::ExceptionFacts;
 use crate::units::{BootNanos, Tid};
 
 /// How a span ended.
@@ -35,6 +36,7 @@ pub(super) enum Ending {
 pub(super) struct Raised {
     kind: Option<String>,
     message: Option<String>,
+    stacktrace: Option<String>,
     /// `SystemExit`'s code and the like: the message is not text.
     code: Option<i64>,
 }
@@ -70,6 +72,14 @@ impl Ending {
 }
 
 impl Raised {
+    /// The exception as it was read while its thread waited, where it was: more is known of it then.
+    pub(super) fn or(self, read: Option<ExceptionFacts>) -> Self {
+        let Some(ExceptionFacts { type_name, message, stacktrace }) = read else {
+            return self;
+        };
+        Self { kind: Some(type_name), message: message.or(self.message), stacktrace: Some(stacktrace), code: self.code }
+    }
+
     /// Exceptions that are the normal end of a generator, an iteration or a program.
     fn is_control_flow(&self) -> bool {
         match self.kind.as_deref() {
@@ -93,18 +103,30 @@ impl Raised {
 pub(super) fn apply(span: Option<&mut OpenSpan>, names: &[Key], fields: Vec<FieldValue>) -> Raised {
     let mut raised = Raised::default();
     let mut span = span;
-    for FieldValue { field, value } in fields {
+    for FieldValue { field, value, cut } in fields {
         let Some(name) = names.get(usize::from(field)) else {
             continue;
         };
-        let (value, cut) = match value {
-            event::Value::Str { text, cut } => (Value::from(text), cut),
-            event::Value::Int(int) => (Value::I64(int), false),
-            event::Value::Float(float) if float.is_finite() => (Value::F64(float), false),
-            // JSON has no notation for these.
-            event::Value::Float(float) => (Value::from(float.to_string()), false),
-            event::Value::Bool(bool) => (Value::Bool(bool), false),
-            event::Value::None => continue,
+        let value = match value {
+            event::Value::Map(entries) => {
+                let Some(span) = span.as_deref_mut() else {
+                    continue;
+                };
+                for (key, value) in entries {
+                    if let Some(value) = attribute_value(value) {
+                        let name = if name.as_str() == "*" { key } else { format!("{name}.{key}") };
+                        set(&mut span.attributes, name.into(), value);
+                    }
+                }
+                if cut && !span.cut.contains(name) {
+                    span.cut.push(name.clone());
+                }
+                continue;
+            }
+            value => match attribute_value(value) {
+                Some(value) => value,
+                None => continue,
+            },
         };
         match name.as_str() {
             EXCEPTION_TYPE => raised.kind = Some(value.as_str().into_owned()),
@@ -124,6 +146,37 @@ pub(super) fn apply(span: Option<&mut OpenSpan>, names: &[Key], fields: Vec<Fiel
         }
     }
     raised
+}
+
+/// A captured value as an attribute has it. Nothing for None, and for what is nested deeper than attributes can be.
+fn attribute_value(value: event::Value) -> Option<Value> {
+    Some(match value {
+        event::Value::Str { text, cut: _ } => Value::from(text),
+        event::Value::Int(int) => Value::I64(int),
+        event::Value::Float(float) if float.is_finite() => Value::F64(float),
+        // JSON has no notation for these.
+        event::Value::Float(float) => Value::from(float.to_string()),
+        event::Value::Bool(bool) => Value::Bool(bool),
+        event::Value::List(items) => {
+            Value::Array(array(&items.into_iter().filter_map(attribute_value).collect::<Vec<_>>()))
+        }
+        event::Value::None | event::Value::Map(_) => return None,
+    })
+}
+
+/// Values of one type; texts, if they are not.
+fn array(items: &[Value]) -> Array {
+    fn all<T>(items: &[Value], one: impl Fn(&Value) -> Option<T>) -> Option<Vec<T>> {
+        (!items.is_empty()).then(|| items.iter().map(one).collect())?
+    }
+    let bools = |items: &[Value]| all(items, |item| if let Value::Bool(bool) = item { Some(*bool) } else { None });
+    let ints = |items: &[Value]| all(items, |item| if let Value::I64(int) = item { Some(*int) } else { None });
+    let floats = |items: &[Value]| all(items, |item| if let Value::F64(float) = item { Some(*float) } else { None });
+    bools(items)
+        .map(Array::Bool)
+        .or_else(|| ints(items).map(Array::I64))
+        .or_else(|| floats(items).map(Array::F64))
+        .unwrap_or_else(|| Array::String(items.iter().map(|item| item.as_str().into_owned().into()).collect()))
 }
 
 fn set(attributes: &mut Vec<KeyValue>, name: Key, value: Value) {
@@ -160,6 +213,7 @@ impl Finish<'_> {
                 let exception = [
                     described(semconv::EXCEPTION_TYPE, &raised.kind),
                     described(semconv::EXCEPTION_MESSAGE, &raised.message),
+                    described(semconv::EXCEPTION_STACKTRACE, &raised.stacktrace),
                 ];
                 events.events.push(Event::new("exception", end, exception.into_iter().flatten().collect(), 0));
                 let description = self.raised(&attributes).unwrap_or_else(|| raised.description());

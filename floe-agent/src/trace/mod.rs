@@ -10,4 +10,4 @@ mod resource;
 
 pub use assembler::{Assembler, AssemblerStats, FinishedSpan, Limits};
 pub use clock::Clock;
-pub use resource::ProcessFacts;
+pub use resource::{ProcessFacts, script_name};

@@ -6,6 +6,7 @@ use opentelemetry::trace::{SpanId, Status, TraceId};
 
 use super::*;
 use crate::kernel::event::Value;
+use crate::units::UserAddr;
 
 const PACK: &str = r#"
 pack: test
@@ -82,20 +83,41 @@ impl World {
     fn fields(&self, probe: u32, moment: Moment, values: &[(&str, Value)]) -> Vec<FieldValue> {
         let names = self.assembler.core.catalogue.fields(ProbeId(probe), moment);
         let number = |name: &str| names.iter().position(|known| known.as_str() == name).expect(name);
-        values.iter().map(|(name, value)| FieldValue { field: number(name) as u8, value: value.clone() }).collect()
+        values
+            .iter()
+            .map(|(name, value)| FieldValue {
+                field: number(name) as u8,
+                value: value.clone(),
+                cut: matches!(value, Value::Str { cut: true, .. }),
+            })
+            .collect()
     }
 
     fn enter(&mut self, at: At, probe: u32, depth: u32, values: &[(&str, Value)]) -> u64 {
         let fields = self.fields(probe, Moment::Enter, values);
         let stamp = self.stamp(at);
-        self.assembler.handle(Event::Enter { stamp, probe: ProbeId(probe), depth, recursion: false, fields });
+        self.assembler.handle(Event::Enter {
+            stamp,
+            probe: ProbeId(probe),
+            depth,
+            recursion: false,
+            object: UserAddr(0),
+            fields,
+        });
         self.now
     }
 
     fn leave_with(&mut self, at: At, probe: u32, call: u64, outcome: Outcome, values: &[(&str, Value)]) {
         let fields = self.fields(probe, Moment::Exit, values);
         let stamp = self.stamp(at);
-        self.assembler.handle(Event::Return { stamp, call: BootNanos(call), probe: ProbeId(probe), outcome, fields });
+        self.assembler.handle(Event::Return {
+            stamp,
+            call: BootNanos(call),
+            probe: ProbeId(probe),
+            outcome,
+            object: UserAddr(0),
+            fields,
+        });
     }
 
     fn leave(&mut self, at: At, probe: u32, call: u64, values: &[(&str, Value)]) {
@@ -426,7 +448,7 @@ fn a_call_that_was_nested_too_deep_is_marked() {
     let mut w = World::new();
     let stamp = w.stamp(MAIN);
     let (probe, fields) = (ProbeId(PLAIN), Vec::new());
-    w.assembler.handle(Event::Enter { stamp, probe, depth: 0, recursion: true, fields });
+    w.assembler.handle(Event::Enter { stamp, probe, depth: 0, recursion: true, object: UserAddr(0), fields });
     let call = w.now;
     w.leave(MAIN, PLAIN, call, &[]);
     assert_eq!(get(&w.span(), "floe.recursion").as_deref(), Some("true"));
@@ -464,6 +486,47 @@ fn an_exception_is_an_event_and_an_error() {
     assert_eq!(event.timestamp, span.end_time);
     let attributes: Vec<_> = event.attributes.iter().map(|kv| format!("{}={}", kv.key, kv.value)).collect();
     assert_eq!(attributes, ["exception.type=ValueError", "exception.message=no such day"]);
+}
+
+#[test]
+fn an_exception_that_was_read_while_its_call_waited_has_a_stack_trace() {
+    let mut w = World::new();
+    let read = |message: &str| ExceptionFacts {
+        type_name: "shop.NoSuchDay".into(),
+        message: Some(message.into()),
+        stacktrace: format!("shop.NoSuchDay: {message}\n"),
+    };
+    // Told before anything is known of the call; what is told last counts, and only for this call.
+    let call = BootNanos(w.now + 1000);
+    for message in ["first", "Monday"] {
+        w.assembler.exception(Pid(MAIN.0), Epoch(MAIN.1), Tid(MAIN.2), call, read(message));
+    }
+    w.assembler.exception(Pid(MAIN.0), Epoch(MAIN.1), Tid(POOL.2), call, read("of another thread"));
+    assert_eq!(w.enter(MAIN, PLAIN, 0, &[]), call.0);
+    w.raise(MAIN, PLAIN, call.0, "NoSuchDay", Some(s("Mon")));
+    let next = w.enter(MAIN, PLAIN, 0, &[]);
+    w.raise(MAIN, PLAIN, next, "NoSuchDay", Some(s("Tue")));
+    let [first, second] = w.spans().try_into().unwrap();
+    let attributes = |span: &SpanData| -> Vec<_> {
+        span.events.events[0].attributes.iter().map(|kv| format!("{}={}", kv.key, kv.value)).collect()
+    };
+    assert_eq!(
+        attributes(&first),
+        ["exception.type=shop.NoSuchDay", "exception.message=Monday", "exception.stacktrace=shop.NoSuchDay: Monday\n"]
+    );
+    assert_eq!(get(&first, "error.type").as_deref(), Some("shop.NoSuchDay"));
+    assert_eq!(attributes(&second), ["exception.type=NoSuchDay", "exception.message=Tue"]);
+    assert_eq!(w.assembler.exceptions.len(), 1, "the other thread's call has not ended");
+}
+
+#[test]
+fn exceptions_of_calls_whose_end_is_lost_are_forgotten() {
+    let mut w = World::new();
+    for call in 0..2 * EXCEPTIONS as u64 {
+        let read = ExceptionFacts { type_name: "E".into(), message: None, stacktrace: String::new() };
+        w.assembler.exception(Pid(1), Epoch(1), Tid(1), BootNanos(call), read);
+    }
+    assert_eq!(w.assembler.exceptions.len(), EXCEPTIONS);
 }
 
 #[test]
@@ -764,12 +827,71 @@ fn a_new_reading_of_the_clock_does_not_change_durations() {
 fn unknown_probes_and_fields_are_ignored() {
     let mut w = World::new();
     let stamp = w.stamp(MAIN);
-    let fields = vec![FieldValue { field: 99, value: Value::Int(1) }];
-    w.assembler.handle(Event::Enter { stamp, probe: ProbeId(99), depth: 0, recursion: false, fields: fields.clone() });
+    let fields = vec![FieldValue { field: 99, value: Value::Int(1), cut: false }];
+    w.assembler.handle(Event::Enter {
+        stamp,
+        probe: ProbeId(99),
+        depth: 0,
+        recursion: false,
+        object: UserAddr(0),
+        fields: fields.clone(),
+    });
     assert_eq!(w.assembler.stats().unknown_probes, 1);
     let stamp = w.stamp(MAIN);
-    w.assembler.handle(Event::Enter { stamp, probe: ProbeId(PLAIN), depth: 0, recursion: false, fields });
+    w.assembler.handle(Event::Enter {
+        stamp,
+        probe: ProbeId(PLAIN),
+        depth: 0,
+        recursion: false,
+        object: UserAddr(0),
+        fields,
+    });
     assert_eq!(w.assembler.open_spans(), 1);
+}
+
+#[test]
+fn lists_are_arrays_of_one_type_and_dicts_are_one_attribute_per_entry() {
+    let mut w = World::new();
+    let call = w.enter(MAIN, NODE, 0, &[]);
+    let mut fields = w.fields(NODE, Moment::Exit, &[("node.state", Value::List(vec![s("a"), s("b")]))]);
+    fields[0].cut = true;
+    let mut end = |fields| {
+        let stamp = w.stamp(MAIN);
+        let (call, object) = (BootNanos(call), UserAddr(0));
+        w.assembler.handle(Event::Return {
+            stamp,
+            call,
+            probe: ProbeId(NODE),
+            outcome: Outcome::Returned,
+            object,
+            fields,
+        });
+        w.span()
+    };
+    let span = end(fields);
+    assert_eq!(get(&span, "node.state").as_deref(), Some("[\"a\",\"b\"]"));
+    assert_eq!(get(&span, "floe.truncated").as_deref(), Some("[\"node.state\"]"));
+
+    for (list, array) in [
+        (vec![Value::Int(1), Value::Int(2)], "[1,2]"),
+        (vec![Value::Bool(true)], "[true]"),
+        (vec![Value::Float(0.5)], "[0.5]"),
+        (vec![Value::Int(1), s("x"), Value::None], "[\"1\",\"x\"]"),
+        (vec![], "[]"),
+    ] {
+        let call = w.enter(MAIN, NODE, 0, &[]);
+        w.leave(MAIN, NODE, call, &[("node.state", Value::List(list))]);
+        assert_eq!(get(&w.span(), "node.state").as_deref(), Some(array));
+    }
+
+    let call = w.enter(MAIN, NODE, 0, &[]);
+    let map = Value::Map(vec![("user".into(), s("ada")), ("none".into(), Value::None), ("n".into(), Value::Int(3))]);
+    w.leave(MAIN, NODE, call, &[("node.state", map)]);
+    let span = w.span();
+    assert_eq!(get(&span, "node.state.user").as_deref(), Some("ada"));
+    assert_eq!(get(&span, "node.state.n").as_deref(), Some("3"));
+    assert_eq!(get(&span, "node.state.none"), None);
+    assert_eq!(get(&span, "node.state"), None);
 }
 
 #[test]

@@ -10,24 +10,29 @@ use aya_ebpf::{
     programs::{ProbeContext, RetProbeContext},
 };
 use floe_ebpf::{
-    CallEnter, CallReturn, Counter, FunctionInfo, FunctionKey, Header, Layout, MAX_ANCESTORS, MAX_DEPTH, MAX_STACK,
-    MODULE_NAME_LEN, NO_PLAN, enter_flags, event, function_flags, outcome, process_flags, setting,
+    CallEnter, CallReturn, ContextKey, Counter, FunctionInfo, FunctionKey, Header, Layout, MAX_ANCESTORS, MAX_DEPTH,
+    MAX_STACK, MODULE_NAME_LEN, NO_PLAN, enter_flags, event, function_flags, outcome, process_flags, setting,
     urgent,
 };
 
 use crate::{
     capture::Machine,
     maps::{
-        EVENTS, FUNCTIONS, Frame, IMPORT, LAYOUTS, MODULES, NEW_THREAD, PLANS, PROCESSES, THREADS, Thread,
+        CONTEXTS, EVENTS, FUNCTIONS, Frame, IMPORT, LAYOUTS, MODULES, NEW_THREAD, PLANS, PROCESSES, THREADS, Thread,
         WANTED_IMPORT, count, settings,
     },
     programs::wait::{ask, record},
-    python::{Context, OB_SIZE},
-    user::{masked, pointer, read, read_bytes},
+    python::{Context, OB_SIZE, exception, is_control_flow},
+    user::{ARGUMENTS, masked, pointer, read, read_bytes},
 };
 
 /// Waits of a thread that may run into their bound before it stops waiting for deep recursion.
 const PATIENCE: u64 = 4;
+/// Of how many nanoseconds a thread may wait one for its exceptions to be read, and how many it may save up.
+const EXCEPTION_SHARE: u64 = 100;
+const EXCEPTION_SAVINGS: i64 = 100_000_000;
+/// Waits are halved at most so often.
+const MAX_HALVINGS: u64 = 6;
 
 /// The state of the current thread, if its process is traced.
 #[inline(always)]
@@ -212,6 +217,54 @@ fn enter_import(thread: *mut Thread, layout: &Layout, frame: Frame) {
     }
 }
 
+/// A wait that is halved with each that was in vain.
+#[inline(always)]
+fn halved(bound: u64, timeouts: u64) -> u64 {
+    bound >> if timeouts > MAX_HALVINGS { MAX_HALVINGS } else { timeouts }
+}
+
+/// Asks user space, and waits at most `bound`; whether the answer came. The stack is too small for a record in each of
+/// the places where a call may wait.
+#[inline(never)]
+extern "C" fn wait(thread: *const Thread, kind: u32, bound: u64, arg0: u64, arg1: u64) -> u32 {
+    // SAFETY: a map value that belongs to this thread.
+    let (epoch, sp) = unsafe { ((*thread).process.epoch, (*thread).sp) };
+    let mut record = record(kind, epoch, bound, arg0, arg1);
+    ask(&mut record, sp)
+}
+
+/// Lets user space read an exception, while this thread waits, if it has not waited too much for such yet.
+#[inline(always)]
+fn read_exception(thread: *mut Thread, layout: &Layout, type_: u64, call: u64, arguments: u64) -> Option<()> {
+    if is_control_flow(layout, type_) {
+        return None;
+    }
+    // SAFETY: a helper without arguments.
+    let now = unsafe { bpf_ktime_get_boot_ns() };
+    // SAFETY: `thread` is a map value.
+    let (credit, timeouts) = unsafe {
+        let earned = (now - (*thread).exception_time) / EXCEPTION_SHARE;
+        (*thread).exception_time = now;
+        // The clock began at 0: a new thread has all it can have.
+        let credit = (*thread).exception_credit.wrapping_add(earned as i64);
+        (if credit > EXCEPTION_SAVINGS { EXCEPTION_SAVINGS } else { credit }, (*thread).exception_timeouts)
+    };
+    if credit <= 0 {
+        // SAFETY: `thread` is a map value.
+        unsafe { (*thread).exception_credit = credit };
+        count(Counter::ExceptionsUnread);
+        return None;
+    }
+    let answered =
+        wait(thread, urgent::EXCEPTION, halved(settings()?.exception_wait, timeouts), call, arguments) as u64;
+    // SAFETY: `thread` is a map value; a helper without arguments.
+    unsafe {
+        (*thread).exception_credit = credit - (bpf_ktime_get_boot_ns() - now) as i64;
+        (*thread).exception_timeouts = timeouts + 1 - answered;
+    }
+    Some(())
+}
+
 /// An armed function is called.
 #[uprobe(sleepable)]
 pub fn gate_enter(ctx: ProbeContext) -> u32 {
@@ -252,13 +305,24 @@ fn enter(ctx: &ProbeContext) -> Option<()> {
     drop_stale(thread, sp);
     // SAFETY: a helper without arguments.
     let time = unsafe { bpf_ktime_get_boot_ns() };
-    let frame = Frame { sp, time, function, args, nargsf, kwnames, probe: info.probe, exit_plan: info.exit_plan };
-    if info.flags & function_flags::LOADER != 0 {
+    let (probe, exit_plan, traits) = (info.probe, info.exit_plan, info.flags);
+    let frame = Frame { sp, time, function, args, nargsf, kwnames, probe, exit_plan, flags: traits, reserved: 0 };
+    if traits & function_flags::LOADER != 0 {
         enter_import(thread, layout, frame);
         return Some(());
     }
+    let object = if nargsf & ARGUMENTS == 0 { 0 } else { pointer(args).unwrap_or(0) };
     // SAFETY: `thread` is a map value.
-    let (depth, calls) = unsafe { ((*thread).depth, (*thread).calls) };
+    let epoch = unsafe { (*thread).process.epoch };
+    if traits & function_flags::CONTEXT_EXIT != 0 && CONTEXTS.remove(ContextKey { epoch, reserved: 0, object }).is_err()
+    {
+        return None;
+    }
+    // SAFETY: `thread` is a map value.
+    let (depth, calls) = unsafe {
+        (*thread).sp = sp;
+        ((*thread).depth, (*thread).calls)
+    };
     let mut flags = 0;
     if calls >= u64::from(MAX_DEPTH) || depth >= MAX_STACK as u64 {
         count(Counter::TooDeep);
@@ -266,9 +330,7 @@ fn enter(ctx: &ProbeContext) -> Option<()> {
         // SAFETY: `thread` is a map value.
         if unsafe { (*thread).timeouts } < PATIENCE {
             let bound = settings()?.long_wait;
-            // SAFETY: `thread` is a map value.
-            let mut ask_for = record(urgent::RECURSION, unsafe { (*thread).process.epoch }, bound, function, 0);
-            if ask(&mut ask_for, sp) == 0 {
+            if wait(thread, urgent::RECURSION, bound, function, 0) == 0 {
                 // SAFETY: `thread` is a map value.
                 unsafe { (*thread).timeouts += 1 };
             }
@@ -278,6 +340,24 @@ fn enter(ctx: &ProbeContext) -> Option<()> {
         return None;
     }
     count(Counter::Calls);
+    if traits & function_flags::SCAN != 0 {
+        // SAFETY: `thread` is a map value.
+        let timeouts = unsafe { (*thread).timeouts };
+        if wait(thread, urgent::SCAN, halved(settings()?.module_wait, timeouts), u64::from(probe), 0) == 0 {
+            // SAFETY: `thread` is a map value.
+            unsafe { (*thread).timeouts += 1 };
+        }
+    }
+    if traits & (function_flags::CONTEXT_EXIT | function_flags::STACKTRACE)
+        == (function_flags::CONTEXT_EXIT | function_flags::STACKTRACE)
+    {
+        // __exit__(self, type, value, traceback)
+        let type_ = pointer(args + 8).unwrap_or(0);
+        // SAFETY: `thread` is a map value.
+        if type_ != 0 && type_ != unsafe { (*thread).process.none } {
+            read_exception(thread, layout, type_, time, args);
+        }
+    }
 
     let mut len = size_of::<CallEnter>() as u64;
     if info.enter_plan != NO_PLAN && how & setting::NO_FIELDS != 0 {
@@ -306,6 +386,7 @@ fn enter(ctx: &ProbeContext) -> Option<()> {
         depth: calls as u32,
         fields: (len - size_of::<CallEnter>() as u64) as u32,
         flags,
+        object,
     };
     // SAFETY: `thread` is a map value; the record begins with room for any of the heads.
     unsafe { Thread::record(thread).cast::<CallEnter>().write(enter) };
@@ -327,6 +408,8 @@ fn leave(ctx: &RetProbeContext) -> Option<()> {
     let thread = THREADS.get_ptr_mut(tid)?;
     // SAFETY: the registers of the context. `ret` has popped the return address.
     let (result, sp) = unsafe { ((*ctx.regs).rax, (*ctx.regs).rsp - 8) };
+    // SAFETY: `thread` is a map value.
+    unsafe { (*thread).sp = sp };
     // Frames strictly below `sp` are gone without a return probe.
     drop_stale(thread, sp - 1);
     // SAFETY: `thread` is a map value; the index is masked.
@@ -352,6 +435,19 @@ fn leave(ctx: &RetProbeContext) -> Option<()> {
     count(Counter::Returns);
     // SAFETY: a helper without arguments.
     let time = unsafe { bpf_ktime_get_boot_ns() };
+    if result == 0 {
+        if frame.flags & function_flags::STACKTRACE != 0
+            && let Some(type_) = exception(thread, layout, true)
+        {
+            read_exception(thread, layout, type_, frame.time, 0);
+        }
+    } else if frame.flags & function_flags::CONTEXT_MANAGER != 0 {
+        // SAFETY: `thread` is a map value.
+        let key = ContextKey { epoch: unsafe { (*thread).process.epoch }, reserved: 0, object: result };
+        if CONTEXTS.insert(key, frame.probe, u64::from(BPF_ANY)).is_err() {
+            count(Counter::TableFull);
+        }
+    }
     let mut len = size_of::<CallReturn>() as u64;
     let mut flags = 0;
     if frame.exit_plan != NO_PLAN && settings()?.flags & setting::NO_FIELDS != 0 {
@@ -381,6 +477,7 @@ fn leave(ctx: &RetProbeContext) -> Option<()> {
         outcome: if result == 0 { outcome::RAISED } else { outcome::RETURNED },
         fields: (len - size_of::<CallReturn>() as u64) as u32,
         flags,
+        object: result,
     };
     // SAFETY: `thread` is a map value; the record begins with room for any of the heads.
     unsafe { Thread::record(thread).cast::<CallReturn>().write(leave) };
@@ -397,9 +494,7 @@ fn leave_import(thread: *mut Thread, layout: &Layout, frame: &Frame, result: u64
     if (frame.probe != WANTED_IMPORT || result == 0) && deep == 0 {
         return None;
     }
-    // A process that waited in vain waits less the next time.
-    let bound = bound >> if timeouts > 6 { 6 } else { timeouts };
-    let mut ask_for = record(urgent::MODULE, epoch, bound, frame.function, deep);
+    let mut ask_for = record(urgent::MODULE, epoch, halved(bound, timeouts), frame.function, deep);
     if frame.probe == WANTED_IMPORT && module_name(thread, layout, frame.function) {
         // SAFETY: `thread` is a map value.
         ask_for.name = unsafe { (*thread).name };
