@@ -22,7 +22,10 @@ use super::{
 use crate::{
     catalogue::{Catalogue, Kind, Probe},
     kernel::{Kernel, KernelError, LinkId, Site, UrgentReader, trial::Trial},
-    process::{container, identity},
+    process::{
+        container, identity,
+        run_id::{self, RunSources},
+    },
     python::{
         identify::{Interpreter, InterpreterFile, Refusal, locate},
         layout::PyLayout,
@@ -331,7 +334,12 @@ impl Attacher {
         self.kernel.set_process(pid, info).map_err(kernel_error)?;
         let version = interpreter.version();
         // Sent before the first function is armed, so that it arrives before the first event.
-        let _ = self.news.send(News::Process(Box::new(self.facts(pid, epoch, &version))));
+        let mut known = facts(pid, epoch, &version, &self.options.run_sources);
+        known.attributes.extend(match &self.options.select {
+            Some(select) => select.attributes(pid),
+            None => container::attributes(pid),
+        });
+        let _ = self.news.send(News::Process(Box::new(known)));
         let file = located.file.identity();
         self.spaces
             .insert(epoch, Traced { pid, memory, interpreter, file, gate, armed: HashMap::new(), eval_frame: false });
@@ -341,25 +349,6 @@ impl Attacher {
             self.set_eval_frame(pid, epoch);
         }
         Ok(Some(version))
-    }
-
-    /// What `/proc` tells of a process, and who selects it.
-    fn facts(&self, pid: Pid, epoch: Epoch, version: &str) -> ProcessFacts {
-        ProcessFacts {
-            parent_pid: identity::Stat::read(pid).ok().map(|stat| stat.parent),
-            command_line: identity::cmdline(pid)
-                .unwrap_or_default()
-                .into_iter()
-                .map(|word| word.to_string_lossy().into_owned())
-                .collect(),
-            executable: identity::exe(pid).ok().map(|path| path.to_string_lossy().into_owned()),
-            python_version: Some(version.to_owned()),
-            attributes: match &self.options.select {
-                Some(select) => select.attributes(pid),
-                None => container::attributes(pid),
-            },
-            ..ProcessFacts::unknown(pid, epoch)
-        }
     }
 
     /// Arms importlib's loader, through which modules announce themselves.
@@ -735,7 +724,9 @@ impl Attacher {
                     self.starting.push((pid, since));
                 }
                 Err(refusal) => {
-                    if self.kernel.process(pid).is_some() && since.elapsed() < LIBRARY_PATIENCE && identity::is_alive(pid)
+                    if self.kernel.process(pid).is_some()
+                        && since.elapsed() < LIBRARY_PATIENCE
+                        && identity::is_alive(pid)
                     {
                         self.verdict(pid, "refused", None, Some(refusal.to_string()));
                     }
@@ -947,6 +938,23 @@ impl Attacher {
 /// Whether a module is imported.
 fn imported(modules: &Resolver<'_>, name: &str) -> bool {
     matches!(modules.module(name), Ok(Some(_)))
+}
+
+/// Most bytes of a Dagster Pipes context that are read from its file.
+const MAX_CONTEXT_FILE: u64 = 4 << 20;
+
+/// What `/proc` tells of a process.
+fn facts(pid: Pid, epoch: Epoch, version: &str, sources: &RunSources) -> ProcessFacts {
+    let arguments = identity::cmdline(pid).unwrap_or_default();
+    let environ = identity::Environ::read(pid).unwrap_or_default();
+    ProcessFacts {
+        parent_pid: identity::Stat::read(pid).ok().map(|stat| stat.parent),
+        run: run_id::find(sources, &arguments, &environ, |path| identity::file(pid, path, MAX_CONTEXT_FILE).ok()),
+        command_line: arguments.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
+        executable: identity::exe(pid).ok().map(|path| path.to_string_lossy().into_owned()),
+        python_version: Some(version.to_owned()),
+        ..ProcessFacts::unknown(pid, epoch)
+    }
 }
 
 /// Gives this thread real-time priority where that is allowed: somebody waits for it.

@@ -28,6 +28,7 @@ use thiserror::Error;
 use crate::{
     catalogue::Catalogue,
     kernel::{Kernel, KernelError, UrgentReader, WaitBounds, trial::Trial},
+    process::run_id::RunSources,
     python::{exception::ExceptionFacts, identify::Refusal},
     trace::ProcessFacts,
     units::{BootNanos, Epoch, Pid, Tid},
@@ -38,6 +39,8 @@ use crate::{
 pub struct Options {
     /// CPython 3.11: do not set `eval_frame`.
     pub keep_inlining: bool,
+    /// What tells the run that a process belongs to.
+    pub run_sources: RunSources,
     /// How long processes wait.
     pub bounds: WaitBounds,
     /// Who decides which processes of the machine are traced; without, only what is asked for.

@@ -159,7 +159,9 @@ fn checks() -> (Vec<Check>, Option<String>) {
                 Ok(trial::Trial::Fails(why)) => {
                     let check = Check::warning(
                         "uprobes",
-                        format!("attached, but a process under a seccomp filter does not live through a return probe: {why}"),
+                        format!(
+                            "attached, but a process under a seccomp filter does not live through a return probe: {why}"
+                        ),
                         "use a kernel with the fix for uretprobe and seccomp (6.14, 6.13.x, 6.12.x); until then processes \
                          under a seccomp filter, as in containers, are not traced",
                     );
@@ -186,7 +188,11 @@ fn kernel_version() -> Check {
         Check::ok("kernel", format!("Linux {release}"))
     } else {
         // Distributions port features back: what the kernel can do is tried below.
-        Check::warning("kernel", format!("Linux {release}"), "floe-agent needs sleepable uprobes, which came with Linux 6.0")
+        Check::warning(
+            "kernel",
+            format!("Linux {release}"),
+            "floe-agent needs sleepable uprobes, which came with Linux 6.0",
+        )
     }
 }
 
@@ -220,7 +226,11 @@ fn capabilities() -> Vec<Check> {
         } else if implied {
             Check::ok(name, "missing, but another capability stands for it")
         } else if *capability == caps::Capability::CAP_SYS_NICE {
-            Check::warning(name, format!("missing: {what}"), "give it to the agent if processes start slowly under load")
+            Check::warning(
+                name,
+                format!("missing: {what}"),
+                "give it to the agent if processes start slowly under load",
+            )
         } else {
             Check::problem(
                 name,
@@ -239,7 +249,11 @@ fn lockdown() -> Check {
     };
     let mode = text.split(['[', ']']).nth(1).unwrap_or("none").to_owned();
     if mode == "confidentiality" {
-        Check::problem("lockdown", mode, "boot without `lockdown=confidentiality`: it forbids eBPF programs to read memory")
+        Check::problem(
+            "lockdown",
+            mode,
+            "boot without `lockdown=confidentiality`: it forbids eBPF programs to read memory",
+        )
     } else {
         Check::ok("lockdown", mode)
     }
@@ -266,7 +280,11 @@ fn perf_event_paranoid() -> Check {
     if admin || value.parse::<i32>().is_ok_and(|value| value < 3) {
         Check::ok(name, value)
     } else {
-        Check::problem(name, value, "give the agent CAP_SYS_ADMIN, which does not heed it, or `sysctl kernel.perf_event_paranoid=2`")
+        Check::problem(
+            name,
+            value,
+            "give the agent CAP_SYS_ADMIN, which does not heed it, or `sysctl kernel.perf_event_paranoid=2`",
+        )
     }
 }
 
@@ -286,7 +304,9 @@ fn pid_namespace() -> Check {
 fn own_seccomp() -> Check {
     match identity::Status::read(Pid(std::process::id())).map(|status| status.seccomp) {
         Ok(Seccomp::Disabled) | Err(_) => Check::ok("seccomp", "none on the agent"),
-        Ok(_) => Check::ok("seccomp", "the agent has a filter; whether it allows bpf and perf_event_open is tried below"),
+        Ok(_) => {
+            Check::ok("seccomp", "the agent has a filter; whether it allows bpf and perf_event_open is tried below")
+        }
     }
 }
 
@@ -354,7 +374,8 @@ fn pythons(return_probes_fail: Option<&str>) -> (Vec<File>, Vec<Process>) {
             describe(path, read.as_ref().map_err(Clone::clone))
         });
     }
-    let mut files: Vec<_> = files.into_values().filter(|file| file.reason.as_deref() != Some(&Refusal::NotPython.to_string())).collect();
+    let mut files: Vec<_> =
+        files.into_values().filter(|file| file.reason.as_deref() != Some(&Refusal::NotPython.to_string())).collect();
     files.sort_by(|a, b| a.path.cmp(&b.path));
     processes.sort_by_key(|process| process.pid);
     (files, processes)
@@ -392,7 +413,8 @@ fn look(
 }
 
 fn process(pid: Pid, interpreter: PathBuf, looked: Result<(String, String), Refusal>) -> Process {
-    let words: Vec<_> = identity::cmdline(pid).unwrap_or_default().iter().map(|w| w.to_string_lossy().into_owned()).collect();
+    let words: Vec<_> =
+        identity::cmdline(pid).unwrap_or_default().iter().map(|w| w.to_string_lossy().into_owned()).collect();
     let program = script_name(&words).unwrap_or_else(|| words.first().cloned().unwrap_or_default());
     let container = Container::of(pid).id;
     let (version, gate, refusal) = match looked {
@@ -404,7 +426,8 @@ fn process(pid: Pid, interpreter: PathBuf, looked: Result<(String, String), Refu
 }
 
 fn describe(path: PathBuf, read: Result<&InterpreterFile, Refusal>) -> File {
-    let mut file = File { path, version: None, build_id: None, gate: None, processes: 0, verdict: REFUSED, reason: None };
+    let mut file =
+        File { path, version: None, build_id: None, gate: None, processes: 0, verdict: REFUSED, reason: None };
     match read {
         Err(refusal) => file.reason = Some(refusal.to_string()),
         Ok(read) => {
@@ -420,7 +443,8 @@ fn describe(path: PathBuf, read: Result<&InterpreterFile, Refusal>) -> File {
                 file.verdict = CAN;
             } else {
                 file.verdict = "depends on the process";
-                file.reason = Some("its file does not tell where _PyFunction_Vectorcall is; a running process does".into());
+                file.reason =
+                    Some("its file does not tell where _PyFunction_Vectorcall is; a running process does".into());
             }
         }
     }
@@ -431,7 +455,9 @@ fn describe(path: PathBuf, read: Result<&InterpreterFile, Refusal>) -> File {
 fn installed() -> Vec<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
-    folders.extend(["/usr/bin", "/usr/local/bin", "/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/local/lib"].map(PathBuf::from));
+    folders.extend(
+        ["/usr/bin", "/usr/local/bin", "/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/local/lib"].map(PathBuf::from),
+    );
     let versions = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".pyenv/versions"));
     for version in versions.and_then(|folder| std::fs::read_dir(folder).ok()).into_iter().flatten().flatten() {
         folders.extend([version.path().join("bin"), version.path().join("lib")]);
@@ -442,7 +468,9 @@ fn installed() -> Vec<PathBuf> {
         let numbers = |rest: &str| rest.chars().all(|c| c.is_ascii_digit() || c == '.' || c == 't' || c == 'd');
         let program = name.strip_prefix("python").is_some_and(numbers);
         let library = name.starts_with("libpython3.") && name.contains(".so");
-        if (program || library) && let Ok(path) = entry.path().canonicalize() {
+        if (program || library)
+            && let Ok(path) = entry.path().canonicalize()
+        {
             found.insert(path);
         }
     }
@@ -475,7 +503,14 @@ impl fmt::Display for Diagnosis {
         writeln!(f, "\nPython processes")?;
         for process in processes {
             let version = process.version.as_deref().map_or_else(String::new, |version| format!("CPython {version}, "));
-            writeln!(f, "  {} {}: {version}{}{}", process.pid, process.program, process.verdict, because(process.reason.as_deref()))?;
+            writeln!(
+                f,
+                "  {} {}: {version}{}{}",
+                process.pid,
+                process.program,
+                process.verdict,
+                because(process.reason.as_deref())
+            )?;
         }
         if processes.is_empty() {
             writeln!(f, "  none")?;

@@ -63,7 +63,9 @@ pub(super) fn run(options: &TraceOptions, node: &RunOptions) -> Result<u8> {
     let selector = Arc::new(Selector::new(settings.discovery.clone(), Arc::new(NoPods))?);
     for rule in settings.discovery.instrument.iter().chain(&settings.discovery.exclude_instrument) {
         if rule.needs_api() {
-            tracing::warn!("a rule asks for labels or annotations of pods: the Kubernetes API is not read, so it never holds");
+            tracing::warn!(
+                "a rule asks for labels or annotations of pods: the Kubernetes API is not read, so it never holds"
+            );
         }
     }
     let session = Session::start_with(options, Some(selector.clone()))?;
@@ -115,7 +117,8 @@ impl Node {
             let _ = attach.send(Request::Pause(mpsc::channel().0));
             eprintln!("floe-agent: nothing is traced while the kill switch is set");
         }
-        let discovery = discovery::start(selector.clone(), attach.clone()).context("cannot start the discovery thread")?;
+        let discovery =
+            discovery::start(selector.clone(), attach.clone()).context("cannot start the discovery thread")?;
         let config = options.node_config.clone().map(|path| {
             let modified = modified(&path);
             (path, modified)

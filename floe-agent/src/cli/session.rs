@@ -21,6 +21,7 @@ use crate::{
     export::{ExportReport, Finish, OtlpTarget, Output, Pipeline},
     kernel::{self, Counters, EventReader, WaitBounds, event::Event, trial},
     node::metrics::{EventState, Observer},
+    process::run_id::RunSources,
     trace::{Assembler, AssemblerStats, Clock},
     units::{Pid, boot_now},
 };
@@ -95,7 +96,12 @@ impl Session {
             Arc::new(Pipeline::start(&outputs)?)
         };
         let (news_in, news) = mpsc::channel();
-        let options_ = attach::Options { keep_inlining: options.keep_inlining, bounds, select };
+        let options_ = attach::Options {
+            keep_inlining: options.keep_inlining,
+            run_sources: RunSources::default(),
+            bounds,
+            select,
+        };
         let attach = attach::start(kernel, urgent, catalogue.clone(), trial, options_, news_in)?;
         let stop = Arc::new(AtomicBool::new(false));
         let state = Arc::new(EventState::default());

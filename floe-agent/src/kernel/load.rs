@@ -21,9 +21,7 @@ use aya::{
     },
 };
 use caps::Capability;
-use floe_ebpf::{
-    Counter, FunctionInfo, FunctionKey, Key, Layout, MODULE_NAME_LEN, Plan, ProcessInfo, Settings,
-};
+use floe_ebpf::{Counter, FunctionInfo, FunctionKey, Key, Layout, MODULE_NAME_LEN, Plan, ProcessInfo, Settings};
 use thiserror::Error;
 
 use super::{
@@ -357,13 +355,13 @@ impl Kernel {
             None => UProbeScope::AllProcesses,
         };
         let inode = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
-        self.uprobe(site.program())
-            .attach(UProbeAttachLocation::AbsoluteOffset(offset.0), &inode, scope)
-            .map_err(|source| KernelError::Attach {
+        self.uprobe(site.program()).attach(UProbeAttachLocation::AbsoluteOffset(offset.0), &inode, scope).map_err(
+            |source| KernelError::Attach {
                 site: site.program(),
                 target: format!("{} at offset {offset}", path.display()),
                 source,
-            })
+            },
+        )
     }
 
     fn take(&mut self, site: Site, link: UProbeLinkId) -> Option<UProbeLink> {

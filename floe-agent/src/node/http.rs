@@ -18,7 +18,9 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 
 /// The server cannot be started.
 #[derive(Debug, Error)]
-#[error("cannot listen at {address} for metrics: {source}; `internal_metrics: {{listen: ...}}` says where, `off` nowhere")]
+#[error(
+    "cannot listen at {address} for metrics: {source}; `internal_metrics: {{listen: ...}}` says where, `off` nowhere"
+)]
 pub struct HttpError {
     address: SocketAddr,
     source: std::io::Error,

@@ -164,7 +164,14 @@ struct Writer<'a>(DescriptorEncoder<'a>);
 type Labelled<'a, T> = (Vec<(&'a str, &'a str)>, T);
 
 impl Writer<'_> {
-    fn encoder(&mut self, name: &str, help: &str, unit: Option<&Unit>, kind: MetricType, with: impl FnOnce(MetricEncoder<'_>) -> fmt::Result) -> fmt::Result {
+    fn encoder(
+        &mut self,
+        name: &str,
+        help: &str,
+        unit: Option<&Unit>,
+        kind: MetricType,
+        with: impl FnOnce(MetricEncoder<'_>) -> fmt::Result,
+    ) -> fmt::Result {
         with(self.0.encode_descriptor(&format!("floe_agent_{name}"), help, unit, kind)?)
     }
 
@@ -207,11 +214,19 @@ impl Collector for Sample {
 
         w.gauges("build_info", "The version of the agent.", vec![(vec![("version", env!("CARGO_PKG_VERSION"))], 1)])?;
         w.gauge("paused", "1 while the kill switch has taken all probes away.", u64::from(*paused))?;
-        w.gauge("shedding_level", "How much load is shed: 0 none, 1 attributes, 2 and 3 probes of low priority too.", u64::from(*shedding))?;
+        w.gauge(
+            "shedding_level",
+            "How much load is shed: 0 none, 1 attributes, 2 and 3 probes of low priority too.",
+            u64::from(*shedding),
+        )?;
 
         w.counter("processes_seen", "Python processes that were judged by the rules.", report.processes_seen)?;
         w.counter("processes_traced", "Processes that were traced.", verdict("traced"))?;
-        w.counter("processes_stopped", "Processes in which tracing stopped, because they switch C stacks.", verdict("stopped"))?;
+        w.counter(
+            "processes_stopped",
+            "Processes in which tracing stopped, because they switch C stacks.",
+            verdict("stopped"),
+        )?;
         w.counter("processes_released", "Processes that no rule selected any more.", report.processes_released)?;
         let refused = report.refused.iter().map(|(reason, n)| (vec![("reason", *reason)], *n)).collect();
         w.counters("processes_refused", "Selected processes that are not traced, by reason.", refused)?;
@@ -221,7 +236,11 @@ impl Collector for Sample {
         w.gauge("functions", "Functions that are armed now.", *functions)?;
         w.counter("functions_armed", "Functions that were armed.", report.functions_armed)?;
 
-        w.counter("execs", "Programs that were started by processes that are not selected.", self.count(Counter::Execs))?;
+        w.counter(
+            "execs",
+            "Programs that were started by processes that are not selected.",
+            self.count(Counter::Execs),
+        )?;
         w.counter("calls", "Watched calls.", self.count(Counter::Calls))?;
         w.counter("returns", "Watched calls whose return was seen.", self.count(Counter::Returns))?;
         w.counter("imports", "Modules that were imported in traced processes.", self.count(Counter::LoaderHits))?;
@@ -247,19 +266,32 @@ impl Collector for Sample {
         w.counter("wait_timeouts", "Waits that ran into their bound.", self.count(Counter::WaitTimeouts))?;
         let waited = Duration::from_nanos(self.count(Counter::WaitNanos)).as_secs_f64();
         w.seconds("wait", "Time that processes waited for the agent.", waited)?;
-        w.encoder("answer", "Time from a process's question to the agent's answer.", Some(&Unit::Seconds), MetricType::Histogram, |mut encoder| {
-            let AnswerTimes { counts, sum_us } = &report.answers;
-            let bounds = AnswerTimes::BOUNDS.iter().map(|&us| us as f64 / 1e6).chain([f64::MAX]);
-            let buckets: Vec<_> = bounds.zip(counts.iter().copied()).collect();
-            let sum = Duration::from_micros(*sum_us).as_secs_f64();
-            encoder.encode_histogram::<NoLabelSet>(sum, counts.iter().sum(), &buckets, None)
-        })?;
+        w.encoder(
+            "answer",
+            "Time from a process's question to the agent's answer.",
+            Some(&Unit::Seconds),
+            MetricType::Histogram,
+            |mut encoder| {
+                let AnswerTimes { counts, sum_us } = &report.answers;
+                let bounds = AnswerTimes::BOUNDS.iter().map(|&us| us as f64 / 1e6).chain([f64::MAX]);
+                let buckets: Vec<_> = bounds.zip(counts.iter().copied()).collect();
+                let sum = Duration::from_micros(*sum_us).as_secs_f64();
+                encoder.encode_histogram::<NoLabelSet>(sum, counts.iter().sum(), &buckets, None)
+            },
+        )?;
 
         let exports = |value: fn(&ExportReport) -> u64, result: &'static str| {
-            self.exports.iter().map(move |(report, _)| (vec![("sink", report.sink.as_str()), ("result", result)], value(report)))
+            self.exports
+                .iter()
+                .map(move |(report, _)| (vec![("sink", report.sink.as_str()), ("result", result)], value(report)))
         };
-        let results = exports(|r| r.sent, "sent").chain(exports(|r| r.failed, "failed")).chain(exports(|r| r.dropped, "dropped"));
-        w.counters("exported_spans", "Spans that were handed to an output, by what became of them.", results.collect())?;
+        let results =
+            exports(|r| r.sent, "sent").chain(exports(|r| r.failed, "failed")).chain(exports(|r| r.dropped, "dropped"));
+        w.counters(
+            "exported_spans",
+            "Spans that were handed to an output, by what became of them.",
+            results.collect(),
+        )?;
         let queues = self.exports.iter().map(|(report, queued)| (vec![("sink", report.sink.as_str())], *queued as u64));
         w.gauges("queue_spans", "Spans that wait for an output.", queues.collect())?;
 

@@ -5,10 +5,16 @@ use thiserror::Error;
 
 /// What the node agent keeps, and what for.
 pub const KEPT: [(Capability, &str); 6] = [
-    (Capability::CAP_SYS_ADMIN, "attach uprobes through the perf PMU; it stands for CAP_BPF, CAP_PERFMON and CAP_CHECKPOINT_RESTORE too"),
+    (
+        Capability::CAP_SYS_ADMIN,
+        "attach uprobes through the perf PMU; it stands for CAP_BPF, CAP_PERFMON and CAP_CHECKPOINT_RESTORE too",
+    ),
     (Capability::CAP_BPF, "load eBPF programs"),
     (Capability::CAP_PERFMON, "load eBPF programs that read memory"),
-    (Capability::CAP_SYS_PTRACE, "read and arm processes: /proc/<pid>/root, /proc/<pid>/exe, process_vm_readv and process_vm_writev"),
+    (
+        Capability::CAP_SYS_PTRACE,
+        "read and arm processes: /proc/<pid>/root, /proc/<pid>/exe, process_vm_readv and process_vm_writev",
+    ),
     (Capability::CAP_DAC_READ_SEARCH, "read interpreter files of every user"),
     (Capability::CAP_SYS_NICE, "real-time priority for the thread that answers waiting processes; works without"),
 ];

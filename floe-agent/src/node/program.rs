@@ -71,7 +71,9 @@ impl Program {
                 // The working directory is the first place where `-m` looks.
                 let path = PathBuf::from(module.replace('.', "/"));
                 let files = [path.with_extension("py"), path.join("__main__.py")];
-                found.extend(files.iter().find_map(|file| read(pid, file)).map_or_else(Vec::new, |text| imports_of(&text)));
+                found.extend(
+                    files.iter().find_map(|file| read(pid, file)).map_or_else(Vec::new, |text| imports_of(&text)),
+                );
                 found
             }
             Self::Script(path) => read(pid, path)

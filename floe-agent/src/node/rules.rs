@@ -70,7 +70,9 @@ pub struct Rule {
 #[derive(Debug, Error)]
 pub enum RuleError {
     /// It has no condition.
-    #[error("discovery: a rule without a condition would select every Python process; say `exe_path: \"*\"` if that is meant")]
+    #[error(
+        "discovery: a rule without a condition would select every Python process; say `exe_path: \"*\"` if that is meant"
+    )]
     Empty,
     /// Not a glob.
     #[error("discovery: {key}: `{text}` is not a glob: {why}")]
@@ -219,9 +221,7 @@ impl Condition {
                 let words: Vec<_> = candidate.words().iter().map(|word| word.to_string_lossy()).collect();
                 regex.is_match(&words.join(" "))
             }
-            Self::Modules(globs) => {
-                candidate.imports().iter().any(|name| globs.iter().any(|glob| glob.is_match(name)))
-            }
+            Self::Modules(globs) => candidate.imports().iter().any(|name| globs.iter().any(|glob| glob.is_match(name))),
             Self::User(glob) => candidate.uid().is_some_and(|uid| {
                 glob.is_match(uid.to_string()) || candidate.users.name(uid).is_some_and(|name| glob.is_match(name))
             }),
@@ -239,10 +239,11 @@ impl Condition {
 }
 
 fn glob(key: &'static str, text: &str) -> Result<GlobMatcher, RuleError> {
-    GlobBuilder::new(text)
-        .build()
-        .map(|glob| glob.compile_matcher())
-        .map_err(|error| RuleError::Glob { key, text: text.to_owned(), why: error.kind().to_string() })
+    GlobBuilder::new(text).build().map(|glob| glob.compile_matcher()).map_err(|error| RuleError::Glob {
+        key,
+        text: text.to_owned(),
+        why: error.kind().to_string(),
+    })
 }
 
 impl Rule {
@@ -309,10 +310,7 @@ impl Rules {
     /// Checks and compiles.
     pub fn new(discovery: &Discovery) -> Result<Self, RuleError> {
         let compile = |rules: &[Rule]| rules.iter().map(Rule::compile).collect::<Result<Vec<_>, _>>();
-        Ok(Self {
-            instrument: compile(&discovery.instrument)?,
-            exclude: compile(&discovery.exclude_instrument)?,
-        })
+        Ok(Self { instrument: compile(&discovery.instrument)?, exclude: compile(&discovery.exclude_instrument)? })
     }
 
     /// What they say of a process.

@@ -63,7 +63,9 @@ impl std::str::FromStr for Listen {
             return Ok(Self::Off);
         }
         text.parse().map(Self::At).map_err(|_| {
-            format!("`{text}` is not an address to listen at: write an IP address and a port, as {DEFAULT_LISTEN}, or `off`")
+            format!(
+                "`{text}` is not an address to listen at: write an IP address and a port, as {DEFAULT_LISTEN}, or `off`"
+            )
         })
     }
 }
@@ -146,8 +148,9 @@ impl NodeSettings {
         if text.lines().all(|line| line.trim_start().is_empty() || line.trim_start().starts_with('#')) {
             return Ok(Self::default());
         }
-        let settings: Self = serde_saphyr::from_str(text)
-            .map_err(|error| error.to_string().lines().map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join(" "))?;
+        let settings: Self = serde_saphyr::from_str(text).map_err(|error| {
+            error.to_string().lines().map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join(" ")
+        })?;
         let Budget { cpu_percent, calls_per_second } = settings.budget;
         if !(cpu_percent >= 0.0 && calls_per_second >= 0.0) {
             return Err("budget: limits are numbers that are not negative; 0 means no limit".into());
@@ -171,7 +174,10 @@ mod tests {
         assert_eq!(settings.internal_metrics.listen, Listen::At("0.0.0.0:9000".parse().unwrap()));
         assert_eq!(settings.kill_switch.file.as_deref(), Some(Path::new("/run/stop")));
         assert_eq!(settings.budget, Budget { cpu_percent: 5.0, ..Budget::default() });
-        assert_eq!(NodeSettings::parse("internal_metrics: {listen: off}\n").unwrap().internal_metrics.listen, Listen::Off);
+        assert_eq!(
+            NodeSettings::parse("internal_metrics: {listen: off}\n").unwrap().internal_metrics.listen,
+            Listen::Off
+        );
         assert_eq!(NodeSettings::parse("# nothing\n\n").unwrap(), NodeSettings::default());
     }
 
@@ -194,7 +200,9 @@ mod tests {
 
     #[test]
     fn metrics_are_served_to_this_machine_only_by_default() {
-        let Listen::At(address) = NodeSettings::default().internal_metrics.listen else { panic!("there is an address") };
+        let Listen::At(address) = NodeSettings::default().internal_metrics.listen else {
+            panic!("there is an address")
+        };
         assert!(address.ip().is_loopback());
     }
 }

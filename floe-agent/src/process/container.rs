@@ -31,7 +31,8 @@ impl Container {
     /// Of a process; of one that has ended, nothing.
     pub fn of(pid: Pid) -> Self {
         let mut text = Vec::new();
-        let read = File::open(format!("/proc/{pid}/cgroup")).and_then(|file| file.take(MAX_BYTES).read_to_end(&mut text));
+        let read =
+            File::open(format!("/proc/{pid}/cgroup")).and_then(|file| file.take(MAX_BYTES).read_to_end(&mut text));
         if read.is_err() {
             return Self::default();
         }
@@ -118,10 +119,7 @@ impl PodNames {
         let read = File::open(file).and_then(|file| file.take(256).read_to_string(&mut namespace));
         let name = |text: String| Some(text.trim().to_owned()).filter(|text| is_dns_name(text));
         let environ = identity::Environ::read(pid).unwrap_or_default();
-        Self {
-            namespace: read.ok().and_then(|_| name(namespace)),
-            pod: environ.get("HOSTNAME").and_then(name),
-        }
+        Self { namespace: read.ok().and_then(|_| name(namespace)), pod: environ.get("HOSTNAME").and_then(name) }
     }
 }
 
@@ -194,11 +192,19 @@ mod tests {
             format!("/kubepods/burstable/pod{UID}/{ID}"),
             format!("/kubepods/pod{UID}/{ID}"),
             format!("/kubepods.slice/kubepods-pod{underscores}.slice/cri-containerd-{ID}.scope"),
-            format!("/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{underscores}.slice/crio-{ID}.scope"),
-            format!("/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod{underscores}.slice/docker-{ID}.scope"),
+            format!(
+                "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{underscores}.slice/crio-{ID}.scope"
+            ),
+            format!(
+                "/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod{underscores}.slice/docker-{ID}.scope"
+            ),
             format!("/system.slice/containerd.service/kubepods-burstable-pod{underscores}.slice:cri-containerd:{ID}"),
-            format!("/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-pod{underscores}.slice/cri-containerd-{ID}.scope"),
-            format!("/../../kubepods-besteffort.slice/kubepods-besteffort-pod{underscores}.slice/cri-containerd-{ID}.scope"),
+            format!(
+                "/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-pod{underscores}.slice/cri-containerd-{ID}.scope"
+            ),
+            format!(
+                "/../../kubepods-besteffort.slice/kubepods-besteffort-pod{underscores}.slice/cri-containerd-{ID}.scope"
+            ),
         ] {
             assert_eq!(found(&path), (Some(ID.to_owned()), Some(UID.to_owned())), "{path}");
         }

@@ -9,10 +9,12 @@ use std::io::{self, Read as _};
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::PathBuf;
 
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+
 use crate::units::{BootNanos, Pid, Tid};
 
-/// Most bytes of a command line that are read.
-pub const MAX_CMDLINE: u64 = 128 << 10;
+/// Most bytes of a command line that are read: more than one argument can have, which are 128 KiB.
+pub const MAX_CMDLINE: u64 = 256 << 10;
 /// Most bytes of an environment that are read.
 pub const MAX_ENVIRON: u64 = 1 << 20;
 /// Most bytes of the small files.
@@ -49,6 +51,22 @@ pub fn cmdline(pid: Pid) -> io::Result<Vec<OsString>> {
         return Ok(Vec::new());
     }
     Ok(text.split(|&b| b == 0).map(|arg| OsString::from_vec(arg.to_vec())).collect())
+}
+
+/// A file as the process sees it, at most `limit` bytes of it. Only regular files, and no path leads out of the process's
+/// root directory: the path comes from the process.
+pub fn file(pid: Pid, path: &str, limit: u64) -> io::Result<Vec<u8>> {
+    let root = File::open(format!("/proc/{pid}/root"))?;
+    // Nothing that opens may wait, which a named pipe would.
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let file = File::from(openat2(&root, path, flags, Mode::empty(), resolve)?);
+    if !file.metadata()?.is_file() {
+        return Err(invalid("not a regular file"));
+    }
+    let mut bytes = Vec::new();
+    file.take(limit).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// The environment that the process was started with, at most [`MAX_ENVIRON`] bytes of it.
@@ -288,6 +306,23 @@ mod tests {
         child.wait().unwrap();
         assert!(!is_alive(pid));
         assert_eq!(Stat::read(pid).unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn only_regular_files_of_a_process_are_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+        fs::write(path("file"), "content").unwrap();
+        std::os::unix::fs::symlink("file", path("link")).unwrap();
+        let fifo = std::ffi::CString::new(path("fifo")).unwrap();
+        // SAFETY: a path that ends in zero.
+        assert_eq!(unsafe { libc::mkfifo(fifo.as_ptr(), 0o600) }, 0);
+        assert_eq!(file(own(), &path("file"), 4).unwrap(), b"cont");
+        assert_eq!(file(own(), &path("link"), 99).unwrap(), b"content");
+        for name in ["fifo", "nothing", "."] {
+            assert!(file(own(), &path(name), 99).is_err(), "{name}");
+        }
+        assert!(file(own(), "/dev/zero", 99).is_err());
     }
 
     #[test]

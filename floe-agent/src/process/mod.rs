@@ -3,3 +3,4 @@
 pub mod container;
 pub mod identity;
 pub mod maps;
+pub mod run_id;

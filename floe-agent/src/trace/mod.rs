@@ -5,6 +5,7 @@
 mod assembler;
 mod clock;
 mod finish;
+pub mod ids;
 mod process;
 mod resource;
 

@@ -6,6 +6,7 @@ use opentelemetry::{Array, KeyValue, StringValue, Value};
 use opentelemetry_sdk::Resource;
 use opentelemetry_semantic_conventions::{SCHEMA_URL, attribute as semconv};
 
+use crate::process::run_id::RunContext;
 use crate::units::{Epoch, Pid};
 
 /// What is known of a process.
@@ -19,6 +20,8 @@ pub struct ProcessFacts {
     pub parent_pid: Option<Pid>,
     /// Command line.
     pub command_line: Vec<String>,
+    /// The run that its environment and its arguments name.
+    pub run: Option<RunContext>,
     /// Path of the executable.
     pub executable: Option<String>,
     /// Version of the Python interpreter.
@@ -44,8 +47,17 @@ impl ProcessFacts {
 
     /// The resource of the spans of this process.
     pub fn resource(&self) -> Resource {
-        let Self { pid, epoch: _, parent_pid, command_line, executable, python_version, service_name, attributes } =
-            self;
+        let Self {
+            pid,
+            epoch: _,
+            parent_pid,
+            command_line,
+            run: _,
+            executable,
+            python_version,
+            service_name,
+            attributes,
+        } = self;
         let service = service_name
             .clone()
             .or_else(|| script_name(command_line))

@@ -11,8 +11,7 @@ use aya_ebpf::{
 };
 use floe_ebpf::{
     CallEnter, CallReturn, ContextKey, Counter, FunctionInfo, FunctionKey, Header, Layout, MAX_ANCESTORS, MAX_DEPTH,
-    MAX_STACK, MODULE_NAME_LEN, NO_PLAN, enter_flags, event, function_flags, outcome, process_flags, setting,
-    urgent,
+    MAX_STACK, MODULE_NAME_LEN, NO_PLAN, enter_flags, event, function_flags, outcome, process_flags, setting, urgent,
 };
 
 use crate::{

@@ -82,9 +82,8 @@ impl Attacher {
 
     /// Processes that are selected, themselves or because their parent is.
     pub(super) fn selected(&self) -> Vec<Pid> {
-        let selected = |pid: &Pid| {
-            self.kernel.process(*pid).is_some_and(|info| info.flags & process_flags::SELECTED != 0)
-        };
+        let selected =
+            |pid: &Pid| self.kernel.process(*pid).is_some_and(|info| info.flags & process_flags::SELECTED != 0);
         self.kernel.process_ids().into_iter().filter(selected).collect()
     }
 
