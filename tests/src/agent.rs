@@ -22,6 +22,7 @@ pub struct Agent {
     options: Vec<OsString>,
     packs: bool,
     limit: Option<Duration>,
+    behind: Vec<OsString>,
 }
 
 impl Agent {
@@ -94,6 +95,21 @@ impl Agent {
         let program = words.remove(0);
         let run = Run::new(program).args(words);
         Tracing { agent: self.limited(run).start(), files }
+    }
+
+    /// Starts the node agent.
+    pub(crate) fn run(&self) -> Tracing {
+        let files = Files::new();
+        let mut words = self.words("run", &files);
+        let run = Run::new(words.remove(0)).args(words).behind(self.behind.clone());
+        Tracing { agent: self.limited(run).start(), files }
+    }
+
+    /// With a command before the agent, such as `setpriv` with its options.
+    #[must_use]
+    pub fn behind(mut self, words: &[&str]) -> Self {
+        self.behind = words.iter().map(OsString::from).collect();
+        self
     }
 
     fn limited(&self, run: Run) -> Run {

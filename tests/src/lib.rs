@@ -5,12 +5,14 @@
 
 mod agent;
 mod interpreter;
+mod node;
 mod run;
 mod skip;
 mod span;
 
 pub use agent::{Agent, Outcome, Stats, Tracing};
 pub use interpreter::{Interpreter, environments, for_each, interpreters, one_of, refused};
+pub use node::Node;
 pub use run::{Finished, Run, Running};
 pub use skip::{can_trace, say, skip};
 pub use span::{Event, Span, Status};

@@ -184,6 +184,7 @@ impl Attacher {
             }
             Request::Ended(pid, epoch) => self.ended(pid, epoch),
             Request::Discovered(pid) => self.discovered(pid),
+            Request::Examine(_) if self.paused => {}
             Request::Examine(pid) => {
                 if let Err(error) = self.files.examine(&mut self.kernel, pid) {
                     tracing::debug!("{error}");

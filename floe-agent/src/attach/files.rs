@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use super::twins;
 use crate::{
     kernel::{Kernel, KernelError, LinkId, Site, nop5},
     python::{
@@ -45,6 +46,8 @@ impl OpenFile {
 pub(super) enum Known {
     /// It holds CPython.
     Interpreter(Box<KnownInterpreter>),
+    /// It is the same to the kernel as another one, which is probed.
+    Twin(Arc<InterpreterFile>, FileIdentity),
     /// It loads CPython from a library.
     Launcher,
     /// It is something else, or a build that is refused.
@@ -108,21 +111,31 @@ impl KnownInterpreter {
 pub(super) struct Files(HashMap<FileIdentity, Known>);
 
 impl Files {
+    /// Interpreter files that are probed.
+    pub(super) fn probed(&self) -> usize {
+        self.0.values().filter(|known| matches!(known, Known::Interpreter(_))).count()
+    }
+
     /// The interpreter files, for looking them up in a process's mappings.
     pub(super) fn interpreters(&self) -> Vec<Arc<InterpreterFile>> {
         self.0
             .values()
             .filter_map(|known| match known {
                 Known::Interpreter(known) => Some(known.file.clone()),
+                Known::Twin(file, _) => Some(file.clone()),
                 Known::Launcher | Known::Other => None,
             })
             .collect()
     }
 
     pub(super) fn get_mut(&mut self, identity: FileIdentity) -> Option<&mut KnownInterpreter> {
+        let identity = match self.0.get(&identity)? {
+            Known::Twin(_, twin) => *twin,
+            _ => identity,
+        };
         match self.0.get_mut(&identity)? {
             Known::Interpreter(known) => Some(known),
-            Known::Launcher | Known::Other => None,
+            Known::Twin(..) | Known::Launcher | Known::Other => None,
         }
     }
 
@@ -145,7 +158,7 @@ impl Files {
         let Ok(identity) = open.identity() else { return Ok(Program::Other) };
         match self.0.get(&identity) {
             Some(Known::Launcher) => return Ok(Program::Launcher),
-            Some(Known::Interpreter(_)) => return Ok(Program::KnownInterpreter),
+            Some(Known::Interpreter(_) | Known::Twin(..)) => return Ok(Program::KnownInterpreter),
             Some(Known::Other) => return Ok(Program::Other),
             None => {}
         }
@@ -180,6 +193,17 @@ impl Files {
 
     /// Makes an interpreter file known and attaches to its `Py_RunMain`.
     fn add(&mut self, kernel: &mut Kernel, file: Arc<InterpreterFile>, open: OpenFile) -> Result<(), KernelError> {
+        let twin = file.run_main().and_then(|offset| {
+            let alike = |(identity, known): &(&FileIdentity, &Known)| {
+                matches!(known, Known::Interpreter(_)) && twins::alike(**identity, file.identity())
+            };
+            let (&twin, _) = self.0.iter().find(alike)?;
+            twins::has_breakpoint(&open.path(), offset).then_some(twin)
+        });
+        if let Some(twin) = twin {
+            self.0.insert(file.identity(), Known::Twin(file, twin));
+            return Ok(());
+        }
         // The link lives as long as the programs do.
         if let Some(offset) = file.run_main() {
             kernel.attach(Site::RunMain, &open.path(), offset, None)?;

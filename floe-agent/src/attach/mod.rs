@@ -6,12 +6,14 @@
 //!
 //! * `files`: interpreter files, and the probes on them.
 //! * `traced`: one traced process: its interpreter and its armed functions.
+//! * `twins`: files that are one to the kernel.
 //! * `attacher`: the thread itself.
 
 mod attacher;
 mod files;
 mod guards;
 mod traced;
+mod twins;
 
 use std::{
     collections::{BTreeMap, VecDeque},

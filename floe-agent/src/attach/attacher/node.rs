@@ -244,7 +244,7 @@ impl Attacher {
             report: self.report.clone(),
             processes,
             functions,
-            interpreters: self.files.interpreters().len() as u64,
+            interpreters: self.files.probed() as u64,
             probes: self.kernel.probes() as u64,
             paused: self.paused,
             shedding: self.shedding,
