@@ -11,7 +11,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use floe_tests::{Agent, Interpreter, Node, Run, Running, can_trace, for_each, interpreters, one_of, program, say, skip};
+use floe_tests::{
+    Agent, Interpreter, Node, Run, Running, can_trace, for_each, interpreters, one_of, program, say, skip,
+};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -38,7 +40,9 @@ fn processes_are_traced_whether_they_start_before_or_after_the_agent_and_others_
     let running: Vec<_> = interpreters().into_iter().map(|i| (i, started(&job(i, 2000, "0.02")))).collect();
     let mut node = Node::start(&agent(), RULES);
     for (interpreter, process) in &running {
-        node.wait_until(&format!("{interpreter}, which ran before, is traced"), |node| node.spans_of(process.pid()) > 2);
+        node.wait_until(&format!("{interpreter}, which ran before, is traced"), |node| {
+            node.spans_of(process.pid()) > 2
+        });
     }
     for_each(interpreters(), |interpreter| {
         let pids: Vec<u32> = (0..3)
@@ -238,7 +242,9 @@ fn containers_are_traced_with_their_ids_and_shared_layers_once() {
         assert_eq!(text("process.runtime.version"), Value::from(interpreter.version.clone()));
         assert_eq!(text("process.vpid"), Value::from(1));
         assert_eq!(text("container.id"), group.map_or(Value::Null, Value::from), "{interpreter} in process {pid}");
-        assert!(text("process.executable.path").as_str().is_some_and(|path| path.starts_with(&*place.to_string_lossy())));
+        assert!(
+            text("process.executable.path").as_str().is_some_and(|path| path.starts_with(&*place.to_string_lossy()))
+        );
     }
 }
 
@@ -255,7 +261,9 @@ fn gate(pid: u32) -> u64 {
 
 fn byte(pid: u32, address: u64) -> u8 {
     let mut byte = [0];
-    File::open(format!("/proc/{pid}/mem")).and_then(|memory| memory.read_exact_at(&mut byte, address)).expect("readable");
+    File::open(format!("/proc/{pid}/mem"))
+        .and_then(|memory| memory.read_exact_at(&mut byte, address))
+        .expect("readable");
     byte[0]
 }
 

@@ -15,10 +15,11 @@ pub mod plan;
 pub mod probe;
 pub mod template;
 pub mod version;
+mod yaml;
 
 pub use pack::{Pack, PackError, Versions};
 pub use plan::{PlanError, PlanRef, Plans, ProbePlans};
-pub use probe::{Attribute, Kind, Moment, Probe, Role, SpanRule, StatusRule, Target};
+pub use probe::{Attribute, Kind, Moment, Probe, Role, SpanRef, SpanRule, StatusRule, Target};
 
 use crate::units::ProbeId;
 
@@ -27,6 +28,10 @@ const EMBEDDED: &[(&str, &str)] = &[("packs/dbt.yaml", include_str!("packs/dbt.y
 
 /// The pack name of probes that come from the command line.
 pub const COMMAND_LINE: &str = "command line";
+/// The pack name of probes that the agent needs itself.
+const AGENT: &str = "agent";
+/// The end of the `with` block of every `@contextlib.contextmanager`.
+const CONTEXT_EXIT: (&str, &str) = ("contextlib", "_GeneratorContextManager.__exit__");
 
 /// The loaded probes and their plans.
 #[derive(Clone, Debug)]
@@ -35,6 +40,15 @@ pub struct Catalogue {
     probes: Vec<Probe>,
     plans: Plans,
     by_module: BTreeMap<String, Vec<ProbeId>>,
+}
+
+/// A catalogue, and the packs that are not in it because something is wrong with them.
+#[derive(Debug)]
+pub struct Loaded {
+    /// What can be used.
+    pub catalogue: Catalogue,
+    /// What is wrong with the packs that were left out.
+    pub left_out: Vec<CatalogueError>,
 }
 
 /// Probes that cannot be loaded.
@@ -52,8 +66,10 @@ pub enum CatalogueError {
         source: notation::NotationError,
     },
     /// Two probes on one function.
-    #[error("two probes on `{target}`: {first} and {second}; remove one")]
+    #[error("{place}: two probes on `{target}`: {first} and {second}; remove one")]
     Twice {
+        /// Where the second is written.
+        place: String,
         /// The function.
         target: String,
         /// One probe.
@@ -62,77 +78,107 @@ pub enum CatalogueError {
         second: String,
     },
     /// They do not fit the kernel side.
-    #[error(transparent)]
-    Plan(#[from] PlanError),
+    #[error("{place}: {source}")]
+    Plan {
+        /// Where the first of them is written.
+        place: String,
+        /// Why not.
+        source: PlanError,
+    },
+}
+
+/// The JSON schema of packs.
+pub fn schema() -> serde_json::Value {
+    schemars::schema_for!(yaml::PackYaml).to_value()
 }
 
 impl Catalogue {
     /// The packs of the binary.
     pub fn embedded() -> Result<Self, CatalogueError> {
-        Self::load(&[], &[])
+        Self::load(&[], &[]).map(|loaded| loaded.catalogue)
     }
 
     /// The packs of the binary, those in `files` (a pack with a known name replaces it), and the probes that were
-    /// given on the command line.
-    pub fn load(files: &[PathBuf], probes: &[String]) -> Result<Self, CatalogueError> {
+    /// given on the command line. A pack with a mistake in it is left out. A file that cannot be read and a mistake on
+    /// the command line are errors.
+    pub fn load(files: &[PathBuf], probes: &[String]) -> Result<Loaded, CatalogueError> {
         let embedded = EMBEDDED.iter().map(|(file, text)| ((*file).to_owned(), (*text).to_owned()));
         Self::read(embedded.collect(), files, probes)
     }
 
     /// Only the packs in `files` and the probes that were given on the command line.
-    pub fn load_only(files: &[PathBuf], probes: &[String]) -> Result<Self, CatalogueError> {
+    pub fn load_only(files: &[PathBuf], probes: &[String]) -> Result<Loaded, CatalogueError> {
         Self::read(Vec::new(), files, probes)
     }
 
-    fn read(mut texts: Vec<(String, String)>, files: &[PathBuf], probes: &[String]) -> Result<Self, CatalogueError> {
+    fn read(mut texts: Vec<(String, String)>, files: &[PathBuf], probes: &[String]) -> Result<Loaded, CatalogueError> {
         for file in files {
             let text =
                 std::fs::read_to_string(file).map_err(|source| PackError::Read { file: file.clone(), source })?;
             texts.push((file.display().to_string(), text));
         }
-        Self::from_texts(&texts, probes)
+        Self::of_texts(&texts, probes)
     }
 
     /// A catalogue of only these probes, in the notation of the command line.
     pub fn of_probes(probes: &[String]) -> Result<Self, CatalogueError> {
-        Self::from_texts(&[], probes)
+        Self::of_texts(&[], probes).map(|loaded| loaded.catalogue)
     }
 
-    /// The packs in these texts (file name, text), and probes in the notation of the command line.
+    /// The packs in these texts (file name, text); all of them must be right.
+    #[cfg(test)]
     pub(crate) fn from_texts(texts: &[(String, String)], probes: &[String]) -> Result<Self, CatalogueError> {
+        let Loaded { catalogue, left_out } = Self::of_texts(texts, probes)?;
+        left_out.into_iter().next().map_or(Ok(catalogue), Err)
+    }
+
+    fn of_texts(texts: &[(String, String)], probes: &[String]) -> Result<Loaded, CatalogueError> {
         let mut packs: Vec<(Pack, Vec<Probe>)> = Vec::new();
+        let mut left_out = Vec::new();
         for (file, text) in texts {
-            let pack = pack::parse(file, text, 0)?;
-            packs.retain(|(known, _)| known.name != pack.0.name);
-            packs.push(pack);
+            let fitting = pack::parse(file, text).map_err(CatalogueError::from).and_then(|pack| {
+                let mut packs = packs.clone();
+                packs.retain(|(known, _)| known.name != pack.0.name);
+                packs.push(pack);
+                Self::new(packs.clone(), Vec::new())?;
+                Ok(packs)
+            });
+            match fitting {
+                Ok(fitting) => packs = fitting,
+                Err(error) => left_out.push(error),
+            }
         }
-        let mut all: Vec<Probe> = Vec::new();
+        let mut own = Vec::new();
+        for text in probes {
+            let probe =
+                notation::parse(text).map_err(|source| CatalogueError::Notation { text: text.clone(), source })?;
+            own.push(probe);
+        }
+        Ok(Loaded { catalogue: Self::new(packs, own)?, left_out })
+    }
+
+    fn new(packs: Vec<(Pack, Vec<Probe>)>, own: Vec<Probe>) -> Result<Self, CatalogueError> {
+        let mut probes: Vec<Probe> = Vec::new();
         let mut names = Vec::new();
-        for (pack, probes) in packs {
-            let first = all.len() as u32;
-            all.extend(probes.into_iter().map(|mut probe| {
-                if let Kind::PairEnd { begin } = &mut probe.kind {
-                    begin.0 += first;
-                }
+        for (pack, own) in packs {
+            let first = probes.len() as u32;
+            probes.extend(own.into_iter().map(|mut probe| {
+                probe.shift(first);
                 probe
             }));
             names.push(pack);
         }
-        for text in probes {
-            let probe =
-                notation::parse(text).map_err(|source| CatalogueError::Notation { text: text.clone(), source })?;
-            all.push(probe);
+        probes.extend(own);
+        if probes.iter().any(|probe| probe.kind == Kind::ContextManager) {
+            probes.push(context_exit());
         }
-        Self::new(names, all)
-    }
-
-    fn new(packs: Vec<Pack>, probes: Vec<Probe>) -> Result<Self, CatalogueError> {
         let mut targets: HashMap<&Target, &Probe> = HashMap::new();
         let mut by_module: BTreeMap<String, Vec<ProbeId>> = BTreeMap::new();
         for (index, probe) in probes.iter().enumerate() {
             if let Some(first) = targets.insert(&probe.target, probe) {
                 let describe = |probe: &Probe| format!("`{}` ({})", probe.name, probe.pack);
                 return Err(CatalogueError::Twice {
+                    place: probe.place.clone(),
                     target: probe.target.to_string(),
                     first: describe(first),
                     second: describe(probe),
@@ -142,8 +188,14 @@ impl Catalogue {
                 by_module.entry(module.to_owned()).or_default().push(ProbeId(index as u32));
             }
         }
-        let plans = plan::compile(&probes)?;
-        Ok(Self { packs, probes, plans, by_module })
+        let plans = plan::compile(&probes).map_err(|source| CatalogueError::Plan {
+            place: probes
+                .iter()
+                .find(|probe| probe.name == source.probe())
+                .map_or_else(String::new, |probe| probe.place.clone()),
+            source,
+        })?;
+        Ok(Self { packs: names, probes, plans, by_module })
     }
 
     /// All probes; the index is the [`ProbeId`].
@@ -154,6 +206,11 @@ impl Catalogue {
     /// A probe.
     pub fn probe(&self, id: ProbeId) -> Option<&Probe> {
         self.probes.get(id.0 as usize)
+    }
+
+    /// The rule of a span.
+    pub fn span(&self, span: SpanRef) -> Option<&SpanRule> {
+        self.probe(span.probe)?.span_rule(span.rule)
     }
 
     /// The packs.
@@ -188,8 +245,28 @@ impl Catalogue {
     }
 }
 
+/// The probe that ends the spans of context managers. The exception that leaves a block comes in as an argument.
+fn context_exit() -> Probe {
+    let (module, qualname) = CONTEXT_EXIT;
+    let target = Target { module: module.to_owned(), qualname: qualname.to_owned() };
+    let mut probe = Probe::new("context manager's exit".to_owned(), AGENT, AGENT.to_owned(), Kind::ContextExit, target);
+    let value = path::Root::Argument { position: Some(2), keyword: None };
+    let attribute = |name, steps, leaf, max| Attribute {
+        name: opentelemetry::Key::from_static_str(name),
+        path: path::Path { root: value.clone(), steps, leaf },
+        at: Moment::Enter,
+        max,
+    };
+    let arguments = vec![path::Step::ExceptionArgs, path::Step::Item(0)];
+    probe.attributes = vec![
+        attribute(plan::EXCEPTION_TYPE, vec![path::Step::Type], path::Leaf::TypeName, plan::DEFAULT_MAX),
+        attribute(plan::EXCEPTION_MESSAGE, arguments, path::Leaf::Value, plan::DEFAULT_MAX),
+    ];
+    probe
+}
+
 /// Attributes that the agent sets itself.
-fn is_reserved(name: &str) -> bool {
+pub(crate) fn is_reserved(name: &str) -> bool {
     const NAMES: [&str; 6] =
         ["error.type", "thread.id", "code.function.name", "floe.incomplete", "floe.truncated", "floe.recursion"];
     const PREFIXES: [&str; 4] = ["exception.", "floe.trace.", "floe.nodes", "floe.process."];
@@ -206,7 +283,8 @@ mod tests {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(text.as_bytes()).unwrap();
         let probes: Vec<String> = probes.iter().map(|&probe| probe.to_owned()).collect();
-        Catalogue::load(&[file.path().to_owned()], &probes)
+        let Loaded { catalogue, left_out } = Catalogue::load(&[file.path().to_owned()], &probes)?;
+        left_out.into_iter().next().map_or(Ok(catalogue), Err)
     }
 
     #[test]
@@ -228,33 +306,6 @@ mod tests {
     }
 
     #[test]
-    fn templates_and_status_rules_of_the_embedded_packs_name_attributes_that_exist() {
-        let catalogue = Catalogue::embedded().unwrap();
-        for (index, probe) in catalogue.probes().iter().enumerate() {
-            let ends = |other: &&Probe| other.kind == Kind::PairEnd { begin: ProbeId(index as u32) };
-            let known: Vec<&str> = catalogue
-                .probes()
-                .iter()
-                .filter(ends)
-                .chain([probe])
-                .flat_map(|probe| probe.attributes.iter().map(|attribute| attribute.name.as_str()))
-                .chain(["floe.nodes", "floe.nodes.failed", "exception.type"])
-                .collect();
-            let span = probe
-                .span
-                .iter()
-                .flat_map(|span| span.name.attributes().chain(span.unless.iter().map(|(name, _)| name.as_str())));
-            let status = probe.status.iter().flat_map(|status| {
-                let raised = status.raised.iter().flat_map(template::Template::attributes);
-                raised.chain(status.from.as_deref()).chain(status.message.as_deref())
-            });
-            for name in span.chain(status) {
-                assert!(known.contains(&name), "{}: {name}", probe.name);
-            }
-        }
-    }
-
-    #[test]
     fn a_file_adds_a_pack_or_replaces_one() {
         let yaml = "pack: NAME\nprobes:\n  - {name: f, target: \"m:f\", span: {name: f}}\n";
         let added = load(&yaml.replace("NAME", "mine"), &["m:g(x=arg0)"]).unwrap();
@@ -262,6 +313,147 @@ mod tests {
         assert_eq!(added.probes().last().unwrap().pack, COMMAND_LINE);
         let replaced = load(&yaml.replace("NAME", "dbt"), &[]).unwrap();
         assert_eq!(replaced.probes().len(), 1);
+    }
+
+    #[test]
+    fn a_pack_with_a_mistake_is_left_out_and_the_others_stay() {
+        let probe = |name: &str, target: &str| {
+            format!("pack: {name}\nprobes:\n  - {{name: f, target: \"{target}\", span: {{name: f}}}}\n")
+        };
+        let text = |name: &str, text: String| (format!("{name}.yaml"), text);
+        let texts = [
+            text("a", probe("a", "m:f")),
+            text("b", probe("b", "m.g")),
+            text("c", probe("c", "m:f")),
+            text("d", "pack: d\nprobes: 3\n".into()),
+            text("e", probe("e", "m:g")),
+            text("a2", "pack: a\nprobs: []\n".into()),
+        ];
+        let Loaded { catalogue, left_out } = Catalogue::of_texts(&texts, &["m:h".into()]).unwrap();
+        assert!(catalogue.packs().iter().map(|pack| pack.name.as_str()).eq(["a", "e"]));
+        assert_eq!(catalogue.probes().len(), 3);
+        let left_out: Vec<_> = left_out.iter().map(ToString::to_string).collect();
+        for (error, expected) in left_out.iter().zip([
+            "b.yaml:3:23: target `m.g`: expected `package.module",
+            "c.yaml:3: two probes on `m:f`: `f` (a) and `f` (c); remove one",
+            "d.yaml:2:",
+            "a2.yaml:2:1: unknown field `probs`",
+        ]) {
+            assert!(error.starts_with(expected), "{error}");
+        }
+        assert_eq!(left_out.len(), 4);
+    }
+
+    #[test]
+    fn a_pack_that_does_not_fit_the_kernel_side_is_left_out() {
+        let attributes: Vec<_> = (0..70).map(|n| format!("a{n}: arg0.x{n}")).collect();
+        let yaml = format!(
+            "pack: big\nprobes:\n  - {{name: f, target: \"m:f\", span: {{name: f}}, attributes: {{{}}}}}\n",
+            attributes.join(", ")
+        );
+        let error = load(&yaml, &[]).unwrap_err().to_string();
+        assert!(error.contains(":3: probe `f`: its attributes at enter need "), "{error}");
+    }
+
+    #[test]
+    fn the_end_of_context_managers_is_probed_where_one_is() {
+        let yaml = "pack: p\nprobes:\n  - {name: x, kind: contextmanager, target: \"m:a\", span: {name: x}}\n";
+        let catalogue = load(yaml, &[]).unwrap();
+        let exit = catalogue.probes().last().unwrap();
+        assert_eq!((exit.kind, exit.target.module.as_str()), (Kind::ContextExit, "contextlib"));
+        let id = ProbeId(catalogue.probes().len() as u32 - 1);
+        assert!(catalogue.fields(id, Moment::Enter).iter().any(|name| name.as_str() == plan::EXCEPTION_TYPE));
+        let plain = yaml.replace("contextmanager", "call");
+        assert!(load(&plain, &[]).unwrap().probes().iter().all(|probe| probe.kind != Kind::ContextExit));
+    }
+
+    /// The mistakes that a validator with only the schema finds: unknown keys, missing keys, wrong types.
+    fn fits(schema: &serde_json::Value, root: &serde_json::Value, value: &serde_json::Value) -> Result<(), String> {
+        use serde_json::Value;
+        if let Some(Value::String(reference)) = schema.get("$ref") {
+            let pointer = reference.strip_prefix('#').expect("local");
+            return fits(root.pointer(pointer).expect("defined"), root, value);
+        }
+        if let Some(choices) = schema.get("anyOf").or(schema.get("oneOf")).and_then(Value::as_array) {
+            let all: Vec<_> = choices.iter().map(|choice| fits(choice, root, value)).collect();
+            return if all.iter().any(Result::is_ok) { Ok(()) } else { Err(format!("{value}: {all:?}")) };
+        }
+        if let Some(constant) = schema.get("const") {
+            return if constant == value { Ok(()) } else { Err(format!("{value} is not {constant}")) };
+        }
+        if let Some(allowed) = schema.get("enum").and_then(Value::as_array) {
+            return if allowed.contains(value) { Ok(()) } else { Err(format!("{value} is none of {allowed:?}")) };
+        }
+        let kinds: Vec<&str> = match schema.get("type") {
+            Some(Value::String(kind)) => vec![kind],
+            Some(Value::Array(kinds)) => kinds.iter().filter_map(Value::as_str).collect(),
+            _ => return Ok(()),
+        };
+        let kind = match value {
+            Value::Null => "null",
+            Value::Bool(_) => "boolean",
+            Value::Number(number) if number.is_f64() => "number",
+            Value::Number(_) => "integer",
+            Value::String(_) => "string",
+            Value::Array(_) => "array",
+            Value::Object(_) => "object",
+        };
+        let is = |wanted: &&str| *wanted == kind || (kind == "integer" && *wanted == "number");
+        if !kinds.iter().any(is) {
+            return Err(format!("{value} is no {kinds:?}"));
+        }
+        if let Value::Array(items) = value
+            && let Some(item) = schema.get("items")
+        {
+            return items.iter().try_for_each(|value| fits(item, root, value));
+        }
+        let Value::Object(object) = value else { return Ok(()) };
+        for key in schema.get("required").and_then(Value::as_array).into_iter().flatten() {
+            if !object.contains_key(key.as_str().unwrap()) {
+                return Err(format!("{key} is missing"));
+            }
+        }
+        for (key, value) in object {
+            let known = schema.get("properties").and_then(|all| all.get(key));
+            match known.or(schema.get("additionalProperties")) {
+                Some(Value::Bool(false)) => return Err(format!("{key} is not known")),
+                Some(schema) => fits(schema, root, value)?,
+                None => {}
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn the_schema_takes_the_packs_and_refuses_what_the_reader_refuses() {
+        let schema = schema();
+        let check = |text: &str| {
+            let value: serde_json::Value = serde_saphyr::from_str(text).unwrap();
+            fits(&schema, &schema, &value)
+        };
+        for (file, text) in EMBEDDED {
+            check(text).unwrap_or_else(|error| panic!("{file}: {error}"));
+        }
+        let whole = pack::WHOLE;
+        check(whole).unwrap();
+        for (from, to) in [
+            ("pack: shop", "pak: shop"),
+            ("kind: event", "kind: evnt"),
+            ("role: command", "role: commander"),
+            ("kind: consumer", "kind: client2"),
+            ("key: \"{shop.order}\"", "ky: x"),
+            ("add: 1", "add: one"),
+            ("add: 1", "ad: 1"),
+            ("at: enter", "at: begin"),
+            ("prefixes: [shop.]", "prefixes: shop."),
+            ("target: shop:set", "targt: shop:set"),
+            ("- name: log", "- nam: log"),
+        ] {
+            assert!(whole.contains(from), "{from}");
+            let wrong = whole.replacen(from, to, 1);
+            assert!(check(&wrong).is_err(), "{from} -> {to}");
+            assert!(pack::parse("x.yaml", &wrong).is_err(), "{from} -> {to}");
+        }
     }
 
     #[test]
@@ -276,7 +468,10 @@ mod tests {
     #[test]
     fn two_probes_on_one_function_are_refused() {
         let error = Catalogue::load(&[], &["m:f".into(), "m:f(x=arg0)".into()]).unwrap_err().to_string();
-        assert_eq!(error, "two probes on `m:f`: `m:f` (command line) and `m:f` (command line); remove one");
+        assert_eq!(
+            error,
+            "--probe 'm:f(x=arg0)': two probes on `m:f`: `m:f` (command line) and `m:f` (command line); remove one"
+        );
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! Probes on the command line: `pkg.mod:Class.method(user=arg0.name, n=len(arg1))`.
 
 use opentelemetry::Key;
+use opentelemetry::trace::SpanKind;
 use thiserror::Error;
 
 use super::path::{Path, PathError};
 use super::plan::DEFAULT_MAX;
-use super::probe::{Attribute, Kind, Moment, Probe, Role, SpanRule, Target, TargetError};
+use super::probe::{Attribute, Condition, Kind, Moment, Probe, Role, SpanRule, Target, TargetError};
 use super::template::Template;
 use super::{COMMAND_LINE, is_reserved};
 
@@ -53,23 +54,22 @@ pub fn parse(text: &str) -> Result<Probe, NotationError> {
         let at = if path.needs_exit() { Moment::Exit } else { Moment::Enter };
         attributes.push(Attribute { name: Key::from(name.to_owned()), path, at, max: DEFAULT_MAX });
     }
-    Ok(Probe {
-        name: target.to_string(),
-        pack: COMMAND_LINE.to_owned(),
-        kind: Kind::Call,
-        span: Some(SpanRule {
-            name: Template::literal(&target.qualname),
-            role: Role::None,
-            unless: Vec::new(),
-            instant: false,
-        }),
-        target,
-        found_in: Vec::new(),
-        with_variable: None,
-        versions: None,
-        attributes,
-        status: None,
-    })
+    let place = format!("--probe '{text}'");
+    let mut probe = Probe::new(target.to_string(), COMMAND_LINE, place, Kind::Call, target);
+    probe.span = Some(SpanRule {
+        id: probe.name.clone(),
+        name: Template::literal(&probe.target.qualname),
+        role: Role::None,
+        kind: SpanKind::Internal,
+        key: None,
+        parent: None,
+        condition: Condition::default(),
+        instant: false,
+        inherit: Vec::new(),
+        links: Vec::new(),
+    });
+    probe.attributes = attributes;
+    Ok(probe)
 }
 
 /// Splits at the commas that are not inside quotes, parentheses or brackets.

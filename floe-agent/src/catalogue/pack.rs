@@ -1,4 +1,4 @@
-//! Packs: probes as YAML.
+//! Packs: probes as YAML, with the notation of `docs/configuration.md`.
 //!
 //! ```yaml
 //! pack: shop
@@ -12,24 +12,33 @@
 //!     status: {from: shop.state, error: [refused], message: shop.reason}
 //! ```
 
+use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::marker::PhantomData;
 use std::path::PathBuf;
 
 use opentelemetry::Key;
-use serde::de::value::MapAccessDeserializer;
-use serde::de::{MapAccess, SeqAccess, Visitor};
-use serde::{Deserialize, Deserializer};
 use serde_saphyr::{Location, Spanned};
 use thiserror::Error;
 
 use super::is_reserved;
 use super::path::Path;
 use super::plan::DEFAULT_MAX;
-use super::probe::{Attribute, Kind, Moment, Probe, Role, SpanRule, StatusRule, Target, check_module};
+use super::probe::{
+    Attribute, Computed, Condition, DynamicRule, EventRule, ExceptionRule, Formula, Kind, LinkRule, Moment, Probe,
+    Role, SpanEventRule, SpanRef, SpanRule, StatusRule, Subject, Target, ValueMap, check_module,
+};
 use super::template::Template;
 use super::version::VersionRange;
+use super::yaml::{
+    DynamicYaml, EndYaml, EventYaml, ExceptionYaml, KindYaml, LinkYaml, Ordered, PackYaml, ProbeYaml, RuleYaml, Scalar,
+    SourceYaml, Sources, SpanYaml, StatusYaml, Templates, Text,
+};
 use crate::units::ProbeId;
+
+/// In `end`: the return of the call that began the span.
+const OWN_RETURN: &str = "return";
+/// In a link's key: an item of `each`.
+pub(crate) const LINK_VALUE: &str = "value";
 
 /// A pack: its name, the versions it was verified with. Its probes are in the catalogue.
 #[derive(Clone, Debug, PartialEq)]
@@ -80,8 +89,8 @@ pub enum PackError {
     },
 }
 
-/// Parses a pack. Ids inside its probes ([`Kind::PairEnd`]) count from `first`.
-pub(super) fn parse(file: &str, text: &str, first: u32) -> Result<(Pack, Vec<Probe>), PackError> {
+/// Parses a pack. Ids inside its probes count from 0.
+pub(super) fn parse(file: &str, text: &str) -> Result<(Pack, Vec<Probe>), PackError> {
     let options = serde_saphyr::options! { with_snippet: false };
     let yaml: PackYaml = serde_saphyr::from_str_with_options(text, options).map_err(|error| {
         let (line, column) = error.location().map_or((1, 1), |at| (at.line(), at.column()));
@@ -91,14 +100,70 @@ pub(super) fn parse(file: &str, text: &str, first: u32) -> Result<(Pack, Vec<Pro
         let problem = problem.trim_start_matches(&format!("line {line} column {column}: ")).to_owned();
         PackError::Invalid { file: file.to_owned(), line, column, problem }
     })?;
-    Reader { file, first, pack: &yaml.pack }.read(&yaml)
+    let mut reader = Reader { file, pack: &yaml.pack, spans: HashMap::new(), names: Vec::new() };
+    reader.read(&yaml)
 }
 
 struct Reader<'a> {
     file: &'a str,
     pack: &'a str,
-    first: u32,
+    /// The spans of the pack by their ids.
+    spans: HashMap<String, SpanRef>,
+    /// Where attributes are named, to be checked when all are known.
+    names: Vec<Named>,
 }
+
+/// A place that names an attribute.
+struct Named {
+    at: Location,
+    what: String,
+    attribute: String,
+    scope: Scope,
+}
+
+/// Which attributes may be named.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Scope {
+    /// Those of the probe at its beginning, and what a span inherits.
+    Probe(usize),
+    /// Those of the probe, what a span inherits, and what else is told of it until it ends.
+    Span(SpanRef),
+}
+
+/// The attributes of a probe.
+#[derive(Clone, Default)]
+struct Names {
+    known: HashSet<String>,
+    /// Every entry of a dict is an attribute.
+    any: bool,
+}
+
+impl Names {
+    fn add(&mut self, name: &str) {
+        self.any |= name == "*";
+        self.known.insert(name.to_owned());
+    }
+
+    fn add_all(&mut self, other: &Self) {
+        self.any |= other.any;
+        self.known.extend(other.known.iter().cloned());
+    }
+
+    fn has(&self, name: &str) -> bool {
+        let entry = |known: &String| name.strip_prefix(known.as_str()).is_some_and(|rest| rest.starts_with('.'));
+        self.any || self.known.contains(name) || self.known.iter().any(entry)
+    }
+}
+
+/// What `attributes` says.
+#[derive(Default)]
+struct Captures {
+    attributes: Vec<Attribute>,
+    values: Vec<(Key, ValueMap)>,
+    computed: Vec<Computed>,
+}
+
+type Checked<T> = Result<T, PackError>;
 
 impl Reader<'_> {
     fn invalid(&self, at: Location, problem: impl fmt::Display) -> PackError {
@@ -110,7 +175,7 @@ impl Reader<'_> {
         }
     }
 
-    fn read(&self, yaml: &PackYaml) -> Result<(Pack, Vec<Probe>), PackError> {
+    fn read(&mut self, yaml: &PackYaml) -> Checked<(Pack, Vec<Probe>)> {
         let versions = match &yaml.versions {
             None => None,
             Some(versions) => Some(Versions {
@@ -121,301 +186,614 @@ impl Reader<'_> {
             }),
         };
         let pack = Pack { name: yaml.pack.clone(), file: self.file.to_owned(), versions };
+        self.find_spans(yaml)?;
         let mut probes: Vec<Probe> = Vec::new();
         for probe in &yaml.probes {
-            if probes.iter().any(|known| known.name == probe.name.value) {
-                let problem = format!("a second probe with the name `{}`", probe.name.value);
-                return Err(self.invalid(probe.name.referenced, problem));
-            }
             self.probe(probe, &mut probes)?;
         }
+        self.check_names(&probes)?;
         Ok((pack, probes))
     }
 
-    fn probe(&self, yaml: &ProbeYaml, probes: &mut Vec<Probe>) -> Result<(), PackError> {
-        let name = &yaml.name.value;
-        let at = yaml.name.referenced;
-        let refuse = |what: &str| Err(self.invalid(at, format!("probe `{name}`: {what}")));
-        let kind = match yaml.kind {
-            KindYaml::Call => Kind::Call,
-            KindYaml::Event => Kind::Event,
-            KindYaml::Pair => Kind::PairBegin,
-        };
-        if kind == Kind::Event && yaml.span.is_some() {
-            return refuse("an event has no `span`; it gives attributes to the open command span");
-        }
-        if kind == Kind::Event && yaml.status.is_some() {
-            return refuse("an event has no `status`; expected only with `kind: call` or `kind: pair`");
-        }
-        if (kind == Kind::PairBegin) == yaml.end.is_empty() {
-            return refuse("`end` is expected with `kind: pair`, and only there");
-        }
-        let span = match &yaml.span {
-            None if kind == Kind::Event => None,
-            None => return refuse("expected `span: {name: ...}`"),
-            Some(span) => Some(SpanRule {
-                name: Template::parse(&span.name.value).map_err(|e| self.invalid(span.name.referenced, e))?,
-                role: span.role,
-                unless: span.unless.0.clone(),
-                instant: span.instant,
-            }),
-        };
-        if kind == Kind::PairBegin && span.as_ref().is_some_and(|span| !span.unless.is_empty()) {
-            return refuse("`unless` is expected only with `kind: call`");
-        }
-        let begin = ProbeId(self.first + probes.len() as u32);
-        probes.push(Probe {
-            name: name.clone(),
-            pack: self.pack.to_owned(),
-            kind,
-            target: self.target(&yaml.target)?,
-            found_in: self.modules(&yaml.found_in)?,
-            with_variable: yaml.with_variable.clone(),
-            versions: self.range(yaml.versions.as_ref())?,
-            span,
-            attributes: self.attributes(&yaml.attributes)?,
-            status: yaml.status.as_ref().map(|status| self.status(status)).transpose()?,
-        });
-        for end in &yaml.end {
-            probes.push(Probe {
-                name: format!("{name} (end {})", end.target.value),
-                pack: self.pack.to_owned(),
-                kind: Kind::PairEnd { begin },
-                target: self.target(&end.target)?,
-                found_in: self.modules(&end.found_in)?,
-                with_variable: None,
-                versions: self.range(end.versions.as_ref())?,
-                span: None,
-                attributes: self.attributes(&end.attributes)?,
-                status: None,
-            });
+    /// Gives every span its number before anything names it.
+    fn find_spans(&mut self, yaml: &PackYaml) -> Checked<()> {
+        let mut index = 0;
+        for (at, probe) in yaml.probes.iter().enumerate() {
+            if yaml.probes[..at].iter().any(|known| known.name.value == probe.name.value) {
+                let problem = format!("a second probe with the name `{}`", probe.name.value);
+                return Err(self.invalid(probe.name.referenced, problem));
+            }
+            let own = probe.span.as_ref().map(|span| (None, span));
+            let begun = probe.rules.iter().enumerate();
+            let begun = begun.filter_map(|(at, rule)| Some((Some(at as u16), rule.begin.as_ref()?)));
+            for (rule, span) in own.into_iter().chain(begun) {
+                let id = match (&span.id, rule) {
+                    (Some(id), _) => id,
+                    (None, None) => &probe.name,
+                    (None, Some(_)) => {
+                        let problem = "a span that a rule begins needs an `id`, by which other rules call it";
+                        return Err(self.invalid(span.name.referenced, problem));
+                    }
+                };
+                if matches!(id.value.as_str(), "command" | "innermost") && span.id.is_some() {
+                    let problem = format!("a span cannot have the id `{}`: in `on` it means something else", id.value);
+                    return Err(self.invalid(id.referenced, problem));
+                }
+                let reference = SpanRef { probe: ProbeId(index), rule };
+                if self.spans.insert(id.value.clone(), reference).is_some() {
+                    return Err(self.invalid(id.referenced, format!("a second span with the id `{}`", id.value)));
+                }
+            }
+            index += 1 + probe.end.iter().filter(|end| end.target.value != OWN_RETURN).count() as u32;
         }
         Ok(())
     }
 
-    fn target(&self, target: &Spanned<String>) -> Result<Target, PackError> {
+    fn probe(&mut self, yaml: &ProbeYaml, probes: &mut Vec<Probe>) -> Checked<()> {
+        let name = &yaml.name.value;
+        let at = yaml.name.referenced;
+        let kind = match yaml.kind {
+            KindYaml::Call => Kind::Call,
+            KindYaml::ContextManager => Kind::ContextManager,
+            KindYaml::Event => Kind::Event,
+            KindYaml::Pair => Kind::PairBegin,
+        };
+        let refuse = |what: &str| Err(self.invalid(at, format!("probe `{name}`: {what}")));
+        if kind == Kind::Event {
+            if yaml.span.is_some() {
+                return refuse("an event has no `span`; it tells something of a span (`on`), or begins one in `rules`");
+            }
+            let single = yaml.on.is_some() || yaml.event.is_some() || yaml.dynamic.is_some() || !yaml.links.is_empty();
+            let single = single || yaml.status.is_some() || yaml.exception.is_some();
+            if single && !yaml.rules.is_empty() {
+                return refuse("with `rules`, what else an event does is written in a rule");
+            }
+        } else {
+            if yaml.span.is_none() {
+                return refuse("expected `span: {name: ...}`");
+            }
+            let foreign = [
+                ("on", yaml.on.is_some()),
+                ("event", yaml.event.is_some()),
+                ("dynamic", yaml.dynamic.is_some()),
+                ("rules", !yaml.rules.is_empty()),
+                ("at", yaml.at.is_some()),
+            ];
+            if let Some((key, _)) = foreign.iter().find(|(_, given)| *given) {
+                return refuse(&format!("`{key}` is expected only with `kind: event`"));
+            }
+            if !yaml.links.is_empty() {
+                return refuse("the links of a span are expected in `span`");
+            }
+        }
+        if kind != Kind::PairBegin && !yaml.end.is_empty() {
+            return refuse("`end` is expected only with `kind: pair`");
+        }
+        let number = probes.len();
+        let begin = ProbeId(number as u32);
+        let reference = SpanRef { probe: begin, rule: None };
+        let place = format!("{}:{}", self.file, at.line());
+        let mut probe = Probe::new(name.clone(), self.pack, place.clone(), kind, self.target(&yaml.target)?);
+        probe.implementations = yaml.implementations;
+        probe.scan = yaml.scan;
+        probe.found_in = self.modules(&yaml.found_in)?;
+        probe.versions = self.range(yaml.versions.as_ref())?;
+        let captures = self.captures(&yaml.attributes, Scope::Probe(number))?;
+        probe.attributes = captures.attributes;
+        probe.values = captures.values;
+        probe.computed = captures.computed;
+        if let Some(span) = &yaml.span {
+            probe.span = Some(self.span(span, name, number, reference)?);
+            probe.status = self.status(yaml.status.as_ref(), Scope::Span(reference))?;
+            probe.exception = self.exception(yaml.exception.as_ref(), Scope::Span(reference))?;
+            if kind == Kind::PairBegin && yaml.end.is_empty() {
+                // Rules may end it; whether one does is seen when all are read.
+                self.names.push(Named {
+                    at,
+                    what: format!("probe `{name}`"),
+                    attribute: String::new(),
+                    scope: Scope::Span(reference),
+                });
+            }
+        }
+        if kind == Kind::Event {
+            probe.at = yaml.at.unwrap_or_else(|| {
+                let late = probe.attributes.iter().any(|attribute| attribute.at == Moment::Exit);
+                if late { Moment::Exit } else { Moment::Enter }
+            });
+            if yaml.at == Some(Moment::Enter)
+                && let Some(late) = probe.attributes.iter().find(|attribute| attribute.at == Moment::Exit)
+            {
+                let problem = format!("`at: enter`, but the attribute `{}` is only known at exit", late.name);
+                return Err(self.invalid(at, format!("probe `{name}`: {problem}")));
+            }
+            probe.rules = if yaml.rules.is_empty() {
+                vec![self.single_rule(yaml, number)?]
+            } else {
+                let rules = yaml.rules.iter().enumerate();
+                rules.map(|(at, rule)| self.rule(rule, yaml, number, at)).collect::<Result<_, _>>()?
+            };
+        }
+        probes.push(probe);
+        for end in &yaml.end {
+            if end.target.value == OWN_RETURN {
+                if !end.attributes.0.is_empty() || end.at.is_some() || end.versions.is_some() {
+                    let problem =
+                        "with `target: return` only `when` and `unless` are expected; the attributes are the probe's";
+                    return Err(self.invalid(end.target.referenced, problem));
+                }
+                let condition = self.condition(&end.when, &end.unless, Scope::Probe(number));
+                probes[number].ends = Some(condition);
+                continue;
+            }
+            let end = self.end(end, begin, &place, name, probes.len())?;
+            probes.push(end);
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, yaml: &EndYaml, begin: ProbeId, place: &str, name: &str, number: usize) -> Checked<Probe> {
+        let target = self.target(&yaml.target)?;
+        let name = format!("{name} (end {})", yaml.target.value);
+        let mut probe = Probe::new(name, self.pack, place.to_owned(), Kind::PairEnd { begin }, target);
+        probe.found_in = self.modules(&yaml.found_in)?;
+        probe.versions = self.range(yaml.versions.as_ref())?;
+        let captures = self.captures(&yaml.attributes, Scope::Probe(number))?;
+        probe.attributes = captures.attributes;
+        probe.values = captures.values;
+        probe.computed = captures.computed;
+        probe.at = yaml.at.unwrap_or(Moment::Exit);
+        if probe.at == Moment::Enter && probe.attributes.iter().any(|attribute| attribute.at == Moment::Exit) {
+            let problem = "`at: enter`, but some of its attributes are only known at exit";
+            return Err(self.invalid(yaml.target.referenced, problem));
+        }
+        probe.ends = Some(self.condition(&yaml.when, &yaml.unless, Scope::Probe(number)));
+        Ok(probe)
+    }
+
+    fn span(&mut self, yaml: &SpanYaml, id: &str, probe: usize, reference: SpanRef) -> Checked<SpanRule> {
+        let inherit: Vec<Key> = yaml.inherit.iter().map(|name| Key::from(name.value.clone())).collect();
+        Ok(SpanRule {
+            id: yaml.id.as_ref().map_or(id, |id| &id.value).to_owned(),
+            name: self.template(&yaml.name, "its name", Scope::Span(reference))?,
+            role: yaml.role,
+            kind: yaml.kind.into(),
+            key: self.maybe_template(yaml.key.as_ref(), "its key", Scope::Probe(probe), &inherit)?,
+            parent: self.maybe_template(
+                yaml.parent.as_ref(),
+                "the key of its parent",
+                Scope::Probe(probe),
+                &inherit,
+            )?,
+            condition: self.condition(&yaml.when, &yaml.unless, Scope::Probe(probe)),
+            instant: yaml.instant,
+            links: self.links(&yaml.links, Scope::Span(reference))?,
+            inherit,
+        })
+    }
+
+    /// The rule of an event that has no `rules`.
+    fn single_rule(&mut self, yaml: &ProbeYaml, probe: usize) -> Checked<EventRule> {
+        let subject = self.subject(yaml.on.as_ref())?;
+        let scope = Scope::Probe(probe);
+        Ok(EventRule {
+            condition: Condition::default(),
+            subject,
+            attributes: None,
+            set: Vec::new(),
+            event: self.span_event(yaml.event.as_ref(), scope)?,
+            exception: self.exception(yaml.exception.as_ref(), scope)?,
+            status: self.status(yaml.status.as_ref(), scope)?,
+            dynamic: self.dynamic(yaml.dynamic.as_ref(), scope),
+            links: self.links(&yaml.links, scope)?,
+        })
+    }
+
+    fn rule(&mut self, yaml: &RuleYaml, of: &ProbeYaml, probe: usize, number: usize) -> Checked<EventRule> {
+        let subject = match (&yaml.begin, &yaml.end, &yaml.on) {
+            (Some(span), None, None) => {
+                let reference = SpanRef { probe: ProbeId(probe as u32), rule: Some(number as u16) };
+                Subject::Begin(Box::new(self.span(span, "", probe, reference)?))
+            }
+            (None, Some(id), None) => Subject::End(self.span_called(id)?),
+            (None, None, on) => self.subject(on.as_ref())?,
+            _ => {
+                let problem =
+                    format!("probe `{}`, rule {}: expected one of `begin`, `end` and `on`", of.name.value, number + 1);
+                return Err(self.invalid(of.name.referenced, problem));
+            }
+        };
+        let scope = Scope::Probe(probe);
+        let set = self.captures(&yaml.set, scope)?;
+        if let (Some(attribute), Some((_, first))) = (set.attributes.first(), yaml.set.0.first()) {
+            let problem =
+                format!("attribute `{}`: expected `const` or `template`; paths are for `attributes`", attribute.name);
+            return Err(self.invalid(first.referenced, problem));
+        }
+        Ok(EventRule {
+            condition: self.condition(&yaml.when, &yaml.unless, scope),
+            subject,
+            attributes: self.chosen(yaml.attributes.as_deref(), scope),
+            set: set.computed,
+            event: self.span_event(yaml.event.as_ref(), scope)?,
+            exception: self.exception(yaml.exception.as_ref(), scope)?,
+            status: self.status(yaml.status.as_ref(), scope)?,
+            dynamic: self.dynamic(yaml.dynamic.as_ref(), scope),
+            links: self.links(&yaml.links, scope)?,
+        })
+    }
+
+    fn subject(&self, on: Option<&Text>) -> Checked<Subject> {
+        match on {
+            None => Ok(Subject::Command),
+            Some(on) if on.value == "command" => Ok(Subject::Command),
+            Some(on) if on.value == "innermost" => Ok(Subject::Innermost),
+            Some(on) => Ok(Subject::Span(self.span_called(on)?)),
+        }
+    }
+
+    fn span_called(&self, id: &Text) -> Checked<SpanRef> {
+        self.spans.get(&id.value).copied().ok_or_else(|| {
+            let mut ids: Vec<_> = self.spans.keys().map(String::as_str).collect();
+            ids.sort_unstable();
+            self.invalid(
+                id.referenced,
+                format!("no span of this pack has the id `{}`; there are: {}", id.value, ids.join(", ")),
+            )
+        })
+    }
+
+    fn span_event(&mut self, yaml: Option<&EventYaml>, scope: Scope) -> Checked<Option<SpanEventRule>> {
+        let Some(yaml) = yaml else { return Ok(None) };
+        Ok(Some(SpanEventRule {
+            name: self.template(&yaml.name, "the event's name", scope)?,
+            attributes: self.chosen(yaml.attributes.as_deref(), scope),
+        }))
+    }
+
+    fn dynamic(&mut self, yaml: Option<&DynamicYaml>, scope: Scope) -> Option<DynamicRule> {
+        let yaml = yaml?;
+        for name in [&yaml.name, &yaml.value] {
+            self.name("dynamic", name, scope);
+        }
+        Some(DynamicRule {
+            name: yaml.name.value.clone(),
+            value: yaml.value.value.clone(),
+            prefixes: yaml.prefixes.clone(),
+        })
+    }
+
+    fn chosen(&mut self, names: Option<&[Text]>, scope: Scope) -> Option<Vec<Key>> {
+        let names = names?;
+        for name in names {
+            self.name("attributes", name, scope);
+        }
+        Some(names.iter().map(|name| Key::from(name.value.clone())).collect())
+    }
+
+    fn target(&self, target: &Text) -> Checked<Target> {
         Target::parse(&target.value).map_err(|error| self.invalid(target.referenced, error))
     }
 
-    fn parse_range(&self, range: &Spanned<String>) -> Result<VersionRange, PackError> {
+    fn parse_range(&self, range: &Text) -> Checked<VersionRange> {
         VersionRange::parse(&range.value).map_err(|error| self.invalid(range.referenced, error))
     }
 
-    fn range(&self, range: Option<&Spanned<String>>) -> Result<Option<VersionRange>, PackError> {
+    fn range(&self, range: Option<&Text>) -> Checked<Option<VersionRange>> {
         range.map(|range| self.parse_range(range)).transpose()
     }
 
-    fn modules(&self, modules: &[Spanned<String>]) -> Result<Vec<String>, PackError> {
+    fn modules(&self, modules: &[Text]) -> Checked<Vec<String>> {
         for module in modules {
             check_module(&module.value).map_err(|error| self.invalid(module.referenced, error))?;
         }
         Ok(modules.iter().map(|module| module.value.clone()).collect())
     }
 
-    fn status(&self, yaml: &StatusYaml) -> Result<StatusRule, PackError> {
-        let raised: Result<Vec<_>, _> = yaml
-            .raised
-            .iter()
-            .map(|text| Template::parse(&text.value).map_err(|error| self.invalid(text.referenced, error)))
-            .collect();
-        Ok(StatusRule {
-            from: yaml.from.clone(),
-            error: yaml.error.clone(),
-            message: yaml.message.clone(),
-            raised: raised?,
-        })
+    fn template(&mut self, text: &Text, what: &str, scope: Scope) -> Checked<Template> {
+        self.maybe_template(Some(text), what, scope, &[])
+            .map(|template| template.unwrap_or_else(|| Template::literal("")))
     }
 
-    fn attributes(&self, yaml: &Ordered<Spanned<Sources>>) -> Result<Vec<Attribute>, PackError> {
-        let mut attributes = Vec::new();
+    fn maybe_template(
+        &mut self,
+        text: Option<&Text>,
+        what: &str,
+        scope: Scope,
+        also: &[Key],
+    ) -> Checked<Option<Template>> {
+        let Some(text) = text else { return Ok(None) };
+        let template = Template::parse(&text.value).map_err(|error| self.invalid(text.referenced, error))?;
+        for name in template.attributes().filter(|name| !also.iter().any(|known| known.as_str() == *name)) {
+            self.names.push(Named { at: text.referenced, what: what.to_owned(), attribute: name.to_owned(), scope });
+        }
+        Ok(Some(template))
+    }
+
+    fn templates(&mut self, texts: Option<&Spanned<Templates>>, what: &str, scope: Scope) -> Checked<Vec<Template>> {
+        let Some(texts) = texts else { return Ok(Vec::new()) };
+        let mut templates = Vec::new();
+        for text in &texts.value.0 {
+            templates.push(self.template(&Spanned::new(text.clone(), texts.referenced, texts.defined), what, scope)?);
+        }
+        Ok(templates)
+    }
+
+    fn name(&mut self, what: &str, name: &Text, scope: Scope) {
+        self.names.push(Named { at: name.referenced, what: format!("`{what}`"), attribute: name.value.clone(), scope });
+    }
+
+    fn condition(
+        &mut self,
+        when: &Ordered<Spanned<Vec<String>>>,
+        unless: &Ordered<Spanned<Vec<String>>>,
+        scope: Scope,
+    ) -> Condition {
+        let mut side = |what: &str, yaml: &Ordered<Spanned<Vec<String>>>| {
+            for (name, values) in &yaml.0 {
+                self.names.push(Named {
+                    at: values.referenced,
+                    what: format!("`{what}`"),
+                    attribute: name.clone(),
+                    scope,
+                });
+            }
+            yaml.0.iter().map(|(name, values)| (name.clone(), values.value.clone())).collect()
+        };
+        Condition { when: side("when", when), unless: side("unless", unless) }
+    }
+
+    fn links(&mut self, yaml: &[LinkYaml], scope: Scope) -> Checked<Vec<LinkRule>> {
+        let value = Key::from_static_str(LINK_VALUE);
+        let mut links = Vec::new();
+        for link in yaml {
+            if let Some(each) = &link.each {
+                self.name("each", each, scope);
+            }
+            let key = self.maybe_template(Some(&link.key), "the key of a link", scope, std::slice::from_ref(&value))?;
+            if link.each.is_none() && key.iter().flat_map(Template::attributes).any(|name| name == LINK_VALUE) {
+                let problem = "`{value}` is an item of `each: attribute`, which is not given";
+                return Err(self.invalid(link.key.referenced, problem));
+            }
+            links.extend(key.map(|key| LinkRule { each: link.each.as_ref().map(|each| each.value.clone()), key }));
+        }
+        Ok(links)
+    }
+
+    fn status(&mut self, yaml: Option<&StatusYaml>, scope: Scope) -> Checked<Option<StatusRule>> {
+        let Some(yaml) = yaml else { return Ok(None) };
+        for (what, name) in [("status.from", &yaml.from), ("status.message", &yaml.message)] {
+            if let Some(name) = name {
+                self.name(what, name, scope);
+            }
+        }
+        let mut raised = Vec::new();
+        for text in &yaml.raised {
+            raised.push(self.template(text, "`status.raised`", scope)?);
+        }
+        Ok(Some(StatusRule {
+            from: yaml.from.as_ref().map(|name| name.value.clone()),
+            error: yaml.error.clone(),
+            message: yaml.message.as_ref().map(|name| name.value.clone()),
+            raised,
+        }))
+    }
+
+    fn exception(&mut self, yaml: Option<&ExceptionYaml>, scope: Scope) -> Checked<Option<ExceptionRule>> {
+        let Some(yaml) = yaml else { return Ok(None) };
+        Ok(Some(ExceptionRule {
+            kind: self.templates(Some(&yaml.kind), "`exception.type`", scope)?,
+            message: self.templates(yaml.message.as_ref(), "`exception.message`", scope)?,
+            stacktrace: self.templates(yaml.stacktrace.as_ref(), "`exception.stacktrace`", scope)?,
+        }))
+    }
+
+    fn captures(&mut self, yaml: &Ordered<Spanned<Sources>>, scope: Scope) -> Checked<Captures> {
+        let mut captures = Captures::default();
         for (name, sources) in &yaml.0 {
             let at = sources.referenced;
+            let fail = |problem: String| PackError::Invalid {
+                file: self.file.to_owned(),
+                line: at.line(),
+                column: at.column(),
+                problem: format!("attribute `{name}`: {problem}"),
+            };
             if is_reserved(name) {
-                return Err(self
-                    .invalid(at, format!("attribute `{name}`: the agent sets this one itself; choose another name")));
+                return Err(fail("the agent sets this one itself; choose another name".to_owned()));
             }
             let key = Key::from(name.clone());
+            let mut values: Option<ValueMap> = None;
             for source in &sources.value.0 {
-                attributes.push(
-                    attribute(&key, source)
-                        .map_err(|problem| self.invalid(at, format!("attribute `{name}`: {problem}")))?,
+                let mut map = ValueMap::default();
+                for (from, to) in &source.values.0 {
+                    let to = to.clone().map(|Scalar(value)| value);
+                    if from == "*" {
+                        map.other = Some(to);
+                    } else {
+                        map.entries.push((from.clone(), to));
+                    }
+                }
+                if !source.values.0.is_empty() && values.replace(map).is_some() {
+                    return Err(fail("`values` is given twice; it is for all its paths".to_owned()));
+                }
+                match source_of(source).map_err(fail)? {
+                    Source::Captured { path, at, max } => {
+                        captures.attributes.push(Attribute { name: key.clone(), path, at, max });
+                    }
+                    Source::Computed(from) => {
+                        if let Formula::Template { template, .. } = &from {
+                            self.names.extend(template.attributes().map(|attribute| Named {
+                                at,
+                                what: format!("attribute `{name}`"),
+                                attribute: attribute.to_owned(),
+                                scope,
+                            }));
+                        }
+                        captures.computed.push(Computed { name: key.clone(), from });
+                    }
+                }
+            }
+            captures.values.extend(values.map(|values| (key, values)));
+        }
+        Ok(captures)
+    }
+
+    /// Whether every attribute that is named somewhere exists.
+    fn check_names(&self, probes: &[Probe]) -> Checked<()> {
+        let own: Vec<Names> = probes.iter().map(names_of).collect();
+        let mut spans: HashMap<SpanRef, Names> = HashMap::new();
+        let mut ended: HashSet<SpanRef> = HashSet::new();
+        let mut commands = Names::default();
+        for (index, probe) in probes.iter().enumerate() {
+            let id = ProbeId(index as u32);
+            if let Kind::PairEnd { begin } = probe.kind {
+                ended.insert(SpanRef { probe: begin, rule: None });
+                spans.entry(SpanRef { probe: begin, rule: None }).or_default().add_all(&own[index]);
+            }
+            if probe.ends.is_some() {
+                ended.insert(SpanRef { probe: id, rule: None });
+            }
+            let numbers = (0..probe.rules.len()).map(|rule| Some(rule as u16));
+            for rule in numbers.chain([None]) {
+                if let Some(span) = probe.span_rule(rule) {
+                    let names = spans.entry(SpanRef { probe: id, rule }).or_default();
+                    names.add_all(&own[index]);
+                    span.inherit.iter().for_each(|name| names.add(name.as_str()));
+                }
+            }
+            for (number, rule) in probe.rules.iter().enumerate() {
+                let about = match &rule.subject {
+                    Subject::Begin(_) => Some(SpanRef { probe: id, rule: Some(number as u16) }),
+                    Subject::End(span) | Subject::Span(span) => Some(*span),
+                    Subject::Command | Subject::Innermost => None,
+                };
+                if matches!(rule.subject, Subject::End(_)) {
+                    ended.extend(about);
+                }
+                let names = about.map_or(&mut commands, |span| spans.entry(span).or_default());
+                names.add_all(&own[index]);
+                names.any |= about.is_some() && rule.dynamic.is_some();
+                rule.set.iter().for_each(|set| names.add(set.name.as_str()));
+            }
+        }
+        for Named { at, what, attribute, scope } in &self.names {
+            let known = match scope {
+                Scope::Probe(index) => own[*index].has(attribute),
+                // A pair that nothing ends.
+                Scope::Span(span) if attribute.is_empty() => {
+                    if !ended.contains(span) {
+                        return Err(self.invalid(
+                            *at,
+                            format!("{what}: `end` is expected with `kind: pair`, or a rule that ends it"),
+                        ));
+                    }
+                    true
+                }
+                Scope::Span(span) => {
+                    let role = probes[span.probe.0 as usize].span_rule(span.rule).map(|rule| rule.role);
+                    let builtin = ["floe.nodes", "floe.nodes.failed", "exception.type", "exception.message"];
+                    spans.get(span).is_some_and(|names| names.has(attribute))
+                        || (role == Some(Role::Command) && commands.has(attribute))
+                        || builtin.contains(&attribute.as_str())
+                }
+            };
+            if !known {
+                return Err(
+                    self.invalid(*at, format!("{what} names the attribute `{attribute}`, which is not captured"))
                 );
             }
         }
-        Ok(attributes)
+        Ok(())
     }
 }
 
-fn attribute(name: &Key, source: &SourceYaml) -> Result<Attribute, String> {
-    let path = Path::parse(&source.path).map_err(|error| error.to_string())?;
-    let at = match source.at {
+fn names_of(probe: &Probe) -> Names {
+    let mut names = Names::default();
+    probe.attributes.iter().for_each(|attribute| names.add(attribute.name.as_str()));
+    probe.computed.iter().for_each(|computed| names.add(computed.name.as_str()));
+    probe.rules.iter().flat_map(|rule| &rule.set).for_each(|computed| names.add(computed.name.as_str()));
+    // What its spans take over from around them can be named as well.
+    let rules = (0..probe.rules.len()).map(|rule| Some(rule as u16));
+    for span in rules.chain([None]).filter_map(|rule| probe.span_rule(rule)) {
+        span.inherit.iter().for_each(|name| names.add(name.as_str()));
+    }
+    names
+}
+
+enum Source {
+    Captured { path: Path, at: Moment, max: u32 },
+    Computed(Formula),
+}
+
+fn source_of(source: &SourceYaml) -> Result<Source, String> {
+    let SourceYaml { path, at, max, values: _, constant, template, add } = source;
+    if add.is_some() && template.is_none() {
+        return Err("`add` is expected only with `template`".to_owned());
+    }
+    let text = match (path, constant, template) {
+        (Some(path), None, None) => path,
+        (None, Some(Scalar(value)), None) => return Ok(Source::Computed(Formula::Const(value.clone()))),
+        (None, None, Some(text)) => {
+            let template = Template::parse(text).map_err(|error| error.to_string())?;
+            return Ok(Source::Computed(Formula::Template { template, add: add.unwrap_or(0) }));
+        }
+        _ => return Err("expected one of `path`, `const` and `template`".to_owned()),
+    };
+    let path = Path::parse(text).map_err(|error| error.to_string())?;
+    let at = match at {
         Some(Moment::Enter) if path.needs_exit() => {
             return Err(format!("`{path}` does not exist at enter; expected `at: exit`, or no `at`"));
         }
-        Some(at) => at,
+        Some(at) => *at,
         None if path.needs_exit() => Moment::Exit,
         None => Moment::Enter,
     };
-    let max = source.max.unwrap_or(DEFAULT_MAX);
+    let max = max.unwrap_or(DEFAULT_MAX);
     if max == 0 || max as usize > floe_ebpf::MAX_STR {
         return Err(format!("`max: {max}`: expected 1 to {} bytes", floe_ebpf::MAX_STR));
     }
-    Ok(Attribute { name: name.clone(), path, at, max })
+    Ok(Source::Captured { path, at, max })
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct PackYaml {
-    pack: String,
-    versions: Option<VersionsYaml>,
-    #[serde(default)]
-    probes: Vec<ProbeYaml>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct VersionsYaml {
-    distribution: String,
-    module: String,
-    attribute: String,
-    supported: Spanned<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ProbeYaml {
-    name: Spanned<String>,
-    #[serde(default)]
-    kind: KindYaml,
-    target: Spanned<String>,
-    #[serde(default)]
-    found_in: Vec<Spanned<String>>,
-    with_variable: Option<String>,
-    versions: Option<Spanned<String>>,
-    span: Option<SpanYaml>,
-    #[serde(default)]
-    attributes: Ordered<Spanned<Sources>>,
-    status: Option<StatusYaml>,
-    #[serde(default)]
-    end: Vec<EndYaml>,
-}
-
-#[derive(Clone, Copy, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum KindYaml {
-    #[default]
-    Call,
-    Event,
-    Pair,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct SpanYaml {
-    name: Spanned<String>,
-    #[serde(default)]
-    role: Role,
-    #[serde(default)]
-    unless: Ordered<Vec<String>>,
-    #[serde(default)]
-    instant: bool,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct StatusYaml {
-    from: Option<String>,
-    #[serde(default)]
-    error: Vec<String>,
-    message: Option<String>,
-    #[serde(default)]
-    raised: Vec<Spanned<String>>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct EndYaml {
-    target: Spanned<String>,
-    versions: Option<Spanned<String>>,
-    #[serde(default)]
-    found_in: Vec<Spanned<String>>,
-    #[serde(default)]
-    attributes: Ordered<Spanned<Sources>>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct SourceYaml {
-    path: String,
-    at: Option<Moment>,
-    max: Option<u32>,
-}
-
-/// Where an attribute's value comes from: `path`, `{path: ..., at: ..., max: ...}`, or a list of these.
-struct Sources(Vec<SourceYaml>);
-
-impl<'de> Deserialize<'de> for Sources {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(SourcesVisitor)
-    }
-}
-
-struct SourcesVisitor;
-
-impl<'de> Visitor<'de> for SourcesVisitor {
-    type Value = Sources;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a path, `{path: ..., at: enter | exit, max: bytes}`, or a list of these")
-    }
-
-    fn visit_str<E: serde::de::Error>(self, path: &str) -> Result<Sources, E> {
-        Ok(Sources(vec![SourceYaml { path: path.to_owned(), at: None, max: None }]))
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Sources, A::Error> {
-        SourceYaml::deserialize(MapAccessDeserializer::new(map)).map(|source| Sources(vec![source]))
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Sources, A::Error> {
-        let mut sources = Vec::new();
-        while let Some(Sources(more)) = seq.next_element()? {
-            sources.extend(more);
-        }
-        Ok(Sources(sources))
-    }
-}
-
-/// A mapping in the order of the file.
-struct Ordered<V>(Vec<(String, V)>);
-
-impl<V> Default for Ordered<V> {
-    fn default() -> Self {
-        Self(Vec::new())
-    }
-}
-
-impl<'de, V: Deserialize<'de>> Deserialize<'de> for Ordered<V> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct OrderedVisitor<V>(PhantomData<V>);
-        impl<'de, V: Deserialize<'de>> Visitor<'de> for OrderedVisitor<V> {
-            type Value = Ordered<V>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a mapping by attribute names")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Ordered<V>, A::Error> {
-                let mut entries = Vec::new();
-                while let Some(entry) = map.next_entry()? {
-                    entries.push(entry);
-                }
-                Ok(Ordered(entries))
-            }
-        }
-        deserializer.deserialize_map(OrderedVisitor(PhantomData))
-    }
-}
+/// A pack with every kind of rule.
+#[cfg(test)]
+pub(super) const WHOLE: &str = r#"
+pack: shop
+probes:
+  - name: log
+    kind: event
+    target: shop:log
+    attributes:
+      _event: {path: arg0.kind, values: {OPEN: open, "*": null}}
+      shop.order: arg0.order
+      shop.channel: [{const: web}, {template: "{shop.order}/{_event}"}, arg0.channel]
+    rules:
+      - when: {_event: [open]}
+        begin: {id: order, name: "order {shop.order}", key: "{shop.order}", role: command, kind: consumer}
+        set: {shop.attempt: {template: "{shop.order}", add: 1}}
+      - when: {_event: [closed]}
+        end: order
+        status: {from: _event, error: [closed], message: shop.order}
+      - unless: {_event: [open, closed]}
+        on: order
+        event: {name: "{_event}", attributes: [shop.order]}
+        exception: {type: "{_event}", message: ["{shop.order}", "{_event}"]}
+        links: [{each: shop.order, key: "{value}"}]
+  - name: attribute
+    kind: event
+    target: shop:set
+    attributes: {_key: arg1, _value: arg2}
+    on: innermost
+    dynamic: {name: _key, value: _value, prefixes: [shop.]}
+  - name: step
+    kind: pair
+    target: shop:step
+    span: {name: step, inherit: [shop.order], key: "{shop.order}/{_step}"}
+    attributes: {_step: arg0, _returned: type(return)}
+    end:
+      - {target: return, unless: {_returned: [generator]}}
+      - {target: "shop:stop", at: enter, attributes: {_step: arg0}}
+"#;
 
 #[cfg(test)]
 mod tests {
@@ -432,6 +810,7 @@ probes:
       shop.customer: self.customer.name
       shop.total: {path: return.total, max: 16}
       shop.state: [self.state, {path: self.state, at: exit}]
+      shop.reason: return.reason
     status: {from: shop.state, error: [refused], message: shop.reason, raised: ["{shop.reason}"]}
   - name: tax
     kind: pair
@@ -447,12 +826,12 @@ probes:
 "#;
 
     fn error(text: &str) -> String {
-        parse("shop.yaml", text, 0).expect_err("refused").to_string()
+        parse("shop.yaml", text).expect_err("refused").to_string()
     }
 
     #[test]
     fn a_pack_is_read_with_all_its_parts() {
-        let (pack, probes) = parse("shop.yaml", GOOD, 10).unwrap();
+        let (pack, probes) = parse("shop.yaml", GOOD).unwrap();
         assert_eq!(pack.name, "shop");
         assert_eq!(pack.versions.unwrap().supported.contains("2.1"), Some(true));
         let names: Vec<_> = probes.iter().map(|probe| probe.name.as_str()).collect();
@@ -466,12 +845,13 @@ probes:
                 ("shop.total", "return.total".to_owned(), Moment::Exit, 16),
                 ("shop.state", "arg0.state".to_owned(), Moment::Enter, 256),
                 ("shop.state", "arg0.state".to_owned(), Moment::Exit, 256),
+                ("shop.reason", "return.reason".to_owned(), Moment::Exit, 256),
             ]
         );
         let span = probes[0].span.as_ref().unwrap();
         assert_eq!(span.role, Role::Node);
-        assert_eq!(span.unless, [("shop.customer".to_owned(), vec!["nobody".to_owned()])]);
-        assert_eq!(probes[2].kind, Kind::PairEnd { begin: ProbeId(11) });
+        assert_eq!(span.condition.unless, [("shop.customer".to_owned(), vec!["nobody".to_owned()])]);
+        assert_eq!(probes[2].kind, Kind::PairEnd { begin: ProbeId(1) });
         assert_eq!(probes[3].kind, Kind::Event);
     }
 
@@ -483,33 +863,118 @@ probes:
                 "self..name",
                 "shop.yaml:9:22: attribute `shop.customer`: path `self..name`, character 6: expected an attribute name, found `.name`",
             ),
-            ("kind: event", "kind: evnt", "shop.yaml:21:11: unknown variant `evnt`, expected one of call, event, pair"),
-            ("    kind: event", "    knd: event", "shop.yaml:21:5: unknown field `knd`"),
+            (
+                "kind: event",
+                "kind: evnt",
+                "shop.yaml:22:11: unknown variant `evnt`, expected one of call, contextmanager, pair, event",
+            ),
+            ("    kind: event", "    knd: event", "shop.yaml:22:5: unknown field `knd`"),
             ("max: 16", "max: 5000", "shop.yaml:10:19: attribute `shop.total`: `max: 5000`: expected 1 to 1023 bytes"),
-            ("max: 16", "maxi: 16", "unknown field `maxi`, expected one of path, at, max"),
+            (
+                "max: 16",
+                "maxi: 16",
+                "unknown field `maxi`, expected one of path, at, max, values, const, template, add",
+            ),
             ("max: 16", "at: enter", "`return.total` does not exist at enter"),
             ("shop.total:", "exception.type:", "attribute `exception.type`: the agent sets this one itself"),
             ("shop.total:", "shop.customer:", "duplicate"),
-            ("role: node", "role: nod", "unknown variant `nod`, expected one of command, node, none"),
+            ("role: node", "role: nod", "unknown variant `nod`, expected one of command, node, leaf, none"),
             ("name: tax", "name: checkout", "a second probe with the name `checkout`"),
-            ("span: {name: tax}", "span: {name: \"{\"}", "shop.yaml:16:18: template `{`"),
+            ("span: {name: tax}", "span: {name: \"{\"}", "shop.yaml:17:18: template `{`"),
             ("    span: {name: tax}\n", "", "probe `tax`: expected `span"),
-            ("kind: pair", "kind: call", "probe `tax`: `end` is expected with `kind: pair`"),
+            ("kind: pair", "kind: call", "probe `tax`: `end` is expected only with `kind: pair`"),
             (
                 "target: shop:new_id",
                 "target: shop.new_id",
-                "shop.yaml:22:13: target `shop.new_id`: expected `package.module",
+                "shop.yaml:23:13: target `shop.new_id`: expected `package.module",
             ),
             ("    target: shop:new_id\n", "", "missing field `target`"),
             ("\">=2,<3\"", "2", "shop.yaml:3:86: version range `2`: expected bounds"),
             ("shop.customer: self.customer.name", "shop.customer: 5", "a path"),
-            ("{shop.id: return}", "[a]", "shop.yaml:23:17: expected mapping start"),
+            ("{shop.id: return}", "[a]", "shop.yaml:24:17: expected mapping start"),
         ] {
             assert!(GOOD.contains(from), "{from}");
             let error = error(&GOOD.replacen(from, to, 1));
             assert!(error.contains(expected), "{from} -> {to}\n  {error}\n  does not contain: {expected}");
             assert!(error.starts_with("shop.yaml:"), "{error}");
         }
+    }
+
+    #[test]
+    fn the_rules_of_an_event_are_read() {
+        let (_, probes) = parse("shop.yaml", WHOLE).unwrap();
+        let log = &probes[0];
+        assert_eq!(log.at, Moment::Enter, "all is known at the beginning");
+        let order = SpanRef { probe: ProbeId(0), rule: Some(0) };
+        let Subject::Begin(span) = &log.rules[0].subject else { panic!("{:?}", log.rules[0]) };
+        assert_eq!((span.id.as_str(), span.role), ("order", Role::Command));
+        assert_eq!(span.kind, opentelemetry::trace::SpanKind::Consumer);
+        assert_eq!(log.span_rule(Some(0)), Some(&**span));
+        assert_eq!(log.rules[1].subject, Subject::End(order));
+        assert_eq!(log.rules[2].subject, Subject::Span(order));
+        assert_eq!(log.rules[2].links.len(), 1);
+        assert_eq!(log.computed.len(), 2);
+        assert_eq!(log.values[0].1.other, Some(None), "other values are absent");
+        assert_eq!(probes[1].rules[0].subject, Subject::Innermost);
+        assert_eq!(probes[2].ends.as_ref().unwrap().unless[0].0, "_returned");
+        assert_eq!((probes[3].kind, probes[3].at), (Kind::PairEnd { begin: ProbeId(2) }, Moment::Enter));
+    }
+
+    #[test]
+    fn a_mistake_in_a_rule_gives_its_place_too() {
+        for (from, to, expected) in [
+            (
+                "end: order",
+                "end: ordre",
+                "shop.yaml:16:14: no span of this pack has the id `ordre`; there are: order, step",
+            ),
+            ("on: order", "on: sale", "no span of this pack has the id `sale`"),
+            ("id: order,", "", "a span that a rule begins needs an `id`"),
+            ("id: order", "id: command", "a span cannot have the id `command`"),
+            ("id: order", "id: step", "a second span with the id `step`"),
+            (
+                "order {shop.order}",
+                "order {shop.ordre}",
+                "its name names the attribute `shop.ordre`, which is not captured",
+            ),
+            ("key: \"{shop.order}\"", "key: \"{shop.x}\"", "its key names the attribute `shop.x`"),
+            (
+                "when: {_event: [closed]}",
+                "when: {_evnt: [closed]}",
+                "shop.yaml:15:23: `when` names the attribute `_evnt`",
+            ),
+            ("each: shop.order", "each: shop.x", "`each` names the attribute `shop.x`"),
+            ("each: shop.order, ", "", "`{value}` is an item of `each: attribute`"),
+            ("attributes: [shop.order]", "attributes: [shop.x]", "`attributes` names the attribute `shop.x`"),
+            (
+                "{template: \"{shop.order}\", add: 1}",
+                "arg0.attempt",
+                "attribute `shop.attempt`: expected `const` or `template`",
+            ),
+            ("{const: web}", "{const: web, path: arg0}", "expected one of `path`, `const` and `template`"),
+            ("{const: web}", "{const: web, add: 1}", "`add` is expected only with `template`"),
+            ("name: _key", "name: _kee", "`dynamic` names the attribute `_kee`"),
+            (
+                "    on: innermost",
+                "    on: innermost\n    rules: [{on: order}]",
+                "with `rules`, what else an event does",
+            ),
+            (
+                "        end: order",
+                "        end: order\n        on: order",
+                "probe `log`, rule 2: expected one of `begin`, `end` and `on`",
+            ),
+            ("kind: pair", "kind: call", "`end` is expected only with `kind: pair`"),
+            ("target: return, ", "target: return, at: exit, ", "with `target: return` only `when` and `unless`"),
+            ("attributes: {_step: arg0}", "attributes: {_step: return}", "`at: enter`, but some of its attributes"),
+        ] {
+            assert!(WHOLE.contains(from), "{from}");
+            let error = error(&WHOLE.replacen(from, to, 1));
+            assert!(error.contains(expected), "{from} -> {to}\n  {error}\n  does not contain: {expected}");
+        }
+        let ends = WHOLE.find("    end:\n      - {target: return").unwrap();
+        let error = error(&WHOLE[..ends]);
+        assert!(error.contains("probe `step`: `end` is expected with `kind: pair`, or a rule that ends it"), "{error}");
     }
 
     #[test]

@@ -93,6 +93,15 @@ pub enum PlanError {
     },
 }
 
+impl PlanError {
+    /// The name of the probe that did not fit.
+    pub fn probe(&self) -> &str {
+        match self {
+            Self::PlanTooLarge { probe, .. } | Self::TooMany { probe, .. } | Self::Key { probe, .. } => probe,
+        }
+    }
+}
+
 /// Compiles the plans of all probes.
 pub fn compile(probes: &[Probe]) -> Result<Plans, PlanError> {
     let mut compiler = Compiler::default();

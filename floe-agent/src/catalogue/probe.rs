@@ -3,7 +3,8 @@
 use std::fmt;
 
 use floe_ebpf::MODULE_NAME_LEN;
-use opentelemetry::Key;
+use opentelemetry::trace::SpanKind;
+use opentelemetry::{Key, Value};
 use thiserror::Error;
 
 use super::path::Path;
@@ -18,24 +19,39 @@ pub struct Probe {
     pub name: String,
     /// The pack it comes from.
     pub pack: String,
+    /// Where it is written: file and line, or the option.
+    pub place: String,
     /// What its calls become.
     pub kind: Kind,
     /// The function.
     pub target: Target,
+    /// The target is a method of a base class: every override of it in a subclass counts too.
+    pub implementations: bool,
+    /// A call of the function is the moment to look for new implementations, before it goes on.
+    pub scan: bool,
     /// Modules in which the function object is found, where that is not the target's own: a local function hangs on
     /// the objects that were made with it. Empty: the target's module.
     pub found_in: Vec<String>,
-    /// A local variable that the function's code has. Tells local functions of one name apart on Python 3.10 and
-    /// older, whose code objects have no qualified name.
-    pub with_variable: Option<String>,
     /// The versions of the pack's distribution that have the function; elsewhere it is not looked for. `None`: all.
     pub versions: Option<VersionRange>,
-    /// The span ([`Kind::Call`] and [`Kind::PairBegin`]).
+    /// The span ([`Kind::Call`], [`Kind::ContextManager`] and [`Kind::PairBegin`]).
     pub span: Option<SpanRule>,
-    /// What is captured.
+    /// What is captured. Several may have one name: the last that has a value wins.
     pub attributes: Vec<Attribute>,
+    /// How captured values are replaced, by attribute.
+    pub values: Vec<(Key, ValueMap)>,
+    /// Attributes that are made from others, where nothing was captured for them; the last that has a value wins.
+    pub computed: Vec<Computed>,
     /// When the span is an error, beyond a raised exception.
     pub status: Option<StatusRule>,
+    /// The exception that captured values describe.
+    pub exception: Option<ExceptionRule>,
+    /// [`Kind::Event`]: what a call does.
+    pub rules: Vec<EventRule>,
+    /// [`Kind::Event`] and [`Kind::PairEnd`]: when it does so.
+    pub at: Moment,
+    /// [`Kind::PairBegin`]: the calls whose own return ends the span. [`Kind::PairEnd`]: the calls that do.
+    pub ends: Option<Condition>,
 }
 
 /// What the calls of a function become.
@@ -43,11 +59,15 @@ pub struct Probe {
 pub enum Kind {
     /// A span each.
     Call,
-    /// Attributes of the process's innermost open command span.
+    /// What its rules say: spans that begin or end, and what is told of them.
     Event,
-    /// The beginning of a span that another function ends, in the same thread.
+    /// A span for the `with` block of the context manager that the call returns: a `contextlib._GeneratorContextManager`.
+    ContextManager,
+    /// The end of such a block. The catalogue itself adds this probe.
+    ContextExit,
+    /// The beginning of a span that another call ends, in the same thread or with the same key.
     PairBegin,
-    /// The end of such a span, when it returns.
+    /// The end of such a span.
     PairEnd {
         /// The probe that begins it.
         begin: ProbeId,
@@ -63,27 +83,69 @@ pub struct Target {
     pub qualname: String,
 }
 
+/// Which span: that of a probe, or the one that a rule of an event begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SpanRef {
+    /// The probe.
+    pub probe: ProbeId,
+    /// The number of the rule, if a rule begins it.
+    pub rule: Option<u16>,
+}
+
 /// How a span is made.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct SpanRule {
+    /// What rules call it: the probe's name unless it has another.
+    pub id: String,
     /// Its name.
     pub name: Template,
     /// Its part in the trace.
     pub role: Role,
-    /// Calls that are no span: attributes of the entry, and their values for which this holds.
-    pub unless: Vec<(String, Vec<String>)>,
+    /// OpenTelemetry's kind of span.
+    pub kind: SpanKind,
+    /// What identifies it in its trace, so that calls in other threads end it and other spans link to it.
+    pub key: Option<Template>,
+    /// The key of its parent; without, or where no span has this key, the parent is what is open where it begins.
+    pub parent: Option<Template>,
+    /// The calls that are a span: their attributes at its beginning.
+    pub condition: Condition,
     /// The call tells of something that took no time: the span has no length, whatever the call took.
     pub instant: bool,
+    /// Attributes that it has from the open spans around it.
+    pub inherit: Vec<Key>,
+    /// Its links to other spans.
+    pub links: Vec<LinkRule>,
+}
+
+/// Which calls are meant, by the text of their attributes. `*` is any value.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Condition {
+    /// Each of these attributes has one of these values.
+    pub when: Vec<(String, Vec<String>)>,
+    /// None of these attributes has one of these values.
+    pub unless: Vec<(String, Vec<String>)>,
+}
+
+/// A link to every span whose key this is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinkRule {
+    /// The attribute with the values: for each of its items `{value}` in the key is that item.
+    pub each: Option<String>,
+    /// The key.
+    pub key: Template,
 }
 
 /// The part of a span in a trace.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
-    /// The command that a process runs: parent of what happens in threads without an open span.
+    /// What a process works on, as a command, a run or a step: parent of what happens in its threads without an open
+    /// span.
     Command,
     /// A unit of work; commands count theirs.
     Node,
+    /// Parent of nothing: several such spans of one thread may be open side by side.
+    Leaf,
     /// No special part.
     #[default]
     None,
@@ -92,7 +154,7 @@ pub enum Role {
 /// A captured attribute.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Attribute {
-    /// Name.
+    /// Name. One that begins with `_` is for rules and templates, and no attribute of the span.
     pub name: Key,
     /// Where its value is.
     pub path: Path,
@@ -102,8 +164,40 @@ pub struct Attribute {
     pub max: u32,
 }
 
+/// How the values of an attribute are replaced, by their text.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ValueMap {
+    /// The values to replace; `None`: the attribute is then absent.
+    pub entries: Vec<(String, Option<Value>)>,
+    /// What becomes of all other values; without this they stay.
+    pub other: Option<Option<Value>>,
+}
+
+/// An attribute that is made from others.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Computed {
+    /// Name.
+    pub name: Key,
+    /// How.
+    pub from: Formula,
+}
+
+/// How an attribute is made from others.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Formula {
+    /// Always this.
+    Const(Value),
+    /// A text, if every attribute in it is there. A template that is one attribute keeps the type of its value.
+    Template {
+        /// The text.
+        template: Template,
+        /// An integer to add to the value, which must be one.
+        add: i64,
+    },
+}
+
 /// The two moments of a call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Moment {
     /// The call begins.
@@ -123,6 +217,77 @@ pub struct StatusRule {
     pub message: Option<String>,
     /// What to say when the call raised: the first of these whose attributes are all there. Otherwise `Type: message`.
     pub raised: Vec<Template>,
+}
+
+/// An exception that a framework tells by value. Of each list the first whose attributes are all there counts; without
+/// a type there is no exception.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ExceptionRule {
+    /// Its type.
+    pub kind: Vec<Template>,
+    /// Its message. Where it begins with the type, as Python prints it, that is taken off, and the type is made
+    /// complete by it.
+    pub message: Vec<Template>,
+    /// Its stack trace.
+    pub stacktrace: Vec<Template>,
+}
+
+/// What a call of an event's function does.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EventRule {
+    /// Which calls.
+    pub condition: Condition,
+    /// What it is about.
+    pub subject: Subject,
+    /// Captured attributes that the span gets. `None`: all, or none if there is an `event`.
+    pub attributes: Option<Vec<Key>>,
+    /// More attributes that it gets.
+    pub set: Vec<Computed>,
+    /// An event of the span.
+    pub event: Option<SpanEventRule>,
+    /// An exception of the span.
+    pub exception: Option<ExceptionRule>,
+    /// The span's status.
+    pub status: Option<StatusRule>,
+    /// An attribute whose name is captured.
+    pub dynamic: Option<DynamicRule>,
+    /// More links of the span.
+    pub links: Vec<LinkRule>,
+}
+
+/// The span that a rule is about.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Subject {
+    /// It begins here.
+    Begin(Box<SpanRule>),
+    /// It ends here.
+    End(SpanRef),
+    /// It is open: the innermost command of the thread, else of the process.
+    Command,
+    /// It is open: the innermost of the thread, else as `Command`.
+    Innermost,
+    /// It is open: the one with the same key; without a key the innermost of these in the thread.
+    Span(SpanRef),
+}
+
+/// An event of a span.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SpanEventRule {
+    /// Its name.
+    pub name: Template,
+    /// The captured attributes that it has. `None`: all.
+    pub attributes: Option<Vec<Key>>,
+}
+
+/// An attribute whose name is captured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DynamicRule {
+    /// The attribute with the name.
+    pub name: String,
+    /// The attribute with the value.
+    pub value: String,
+    /// What the name must begin with: one of these. Empty: anything.
+    pub prefixes: Vec<String>,
 }
 
 /// A target that cannot be read.
@@ -148,10 +313,88 @@ pub enum TargetError {
 }
 
 impl Probe {
+    /// A probe that does nothing yet.
+    pub(super) fn new(name: String, pack: &str, place: String, kind: Kind, target: Target) -> Self {
+        Self {
+            name,
+            pack: pack.to_owned(),
+            place,
+            kind,
+            target,
+            implementations: false,
+            scan: false,
+            found_in: Vec::new(),
+            versions: None,
+            span: None,
+            attributes: Vec::new(),
+            values: Vec::new(),
+            computed: Vec::new(),
+            status: None,
+            exception: None,
+            rules: Vec::new(),
+            at: Moment::Exit,
+            ends: None,
+        }
+    }
+
+    /// The rule of one of its spans.
+    pub fn span_rule(&self, rule: Option<u16>) -> Option<&SpanRule> {
+        match rule {
+            None => self.span.as_ref(),
+            Some(number) => match &self.rules.get(usize::from(number))?.subject {
+                Subject::Begin(span) => Some(span),
+                _ => None,
+            },
+        }
+    }
+
+    /// Whether an exception that leaves its call is one of a span.
+    pub fn wants_exceptions(&self) -> bool {
+        self.kind != Kind::Event
+    }
+
+    /// Adds to the ids of probes in it.
+    pub(super) fn shift(&mut self, by: u32) {
+        if let Kind::PairEnd { begin } = &mut self.kind {
+            begin.0 += by;
+        }
+        for rule in &mut self.rules {
+            if let Subject::End(span) | Subject::Span(span) = &mut rule.subject {
+                span.probe.0 += by;
+            }
+        }
+    }
+
     /// The modules whose import can bring the function.
     pub fn modules(&self) -> impl Iterator<Item = &str> {
         let own = self.found_in.is_empty().then_some(self.target.module.as_str());
         self.found_in.iter().map(String::as_str).chain(own)
+    }
+}
+
+impl Condition {
+    /// Whether a call with these attributes is meant.
+    pub fn holds(&self, text: impl Fn(&str) -> Option<String>) -> bool {
+        let one_of = |(name, values): &(String, Vec<String>)| {
+            text(name).is_some_and(|text| values.iter().any(|value| value == "*" || *value == text))
+        };
+        self.when.iter().all(one_of) && !self.unless.iter().any(one_of)
+    }
+
+    /// The attributes that it names.
+    pub fn attributes(&self) -> impl Iterator<Item = &str> {
+        self.when.iter().chain(&self.unless).map(|(name, _)| name.as_str())
+    }
+}
+
+impl ValueMap {
+    /// What becomes of a value; `None`: it is absent.
+    pub fn replace(&self, value: Value) -> Option<Value> {
+        let text = value.as_str();
+        match self.entries.iter().find(|(from, _)| *from == *text) {
+            Some((_, to)) => to.clone(),
+            None => self.other.clone().unwrap_or(Some(value)),
+        }
     }
 }
 

@@ -1,4 +1,5 @@
-//! Templates: texts with attributes in braces, as `dbt.{dbt.command}`.
+//! Templates: texts with attributes in braces, as `dbt.{dbt.command}`. A name may itself have an attribute in braces:
+//! `{_retries.{dagster.step_key}}` is the attribute that is called `_retries.` and the step's key.
 
 use std::fmt;
 
@@ -18,6 +19,8 @@ pub struct Template {
 enum Piece {
     Text(String),
     Attribute(String),
+    /// An attribute whose name is a template.
+    Nested(Box<Template>),
 }
 
 /// A template that cannot be read.
@@ -40,17 +43,25 @@ impl Template {
             if rest.as_bytes()[open] == b'}' {
                 return fail("a `}` without `{`; expected `{attribute}`");
             }
-            let Some(length) = rest[open + 1..].find('}') else {
+            let Some(length) = closing(&rest[open + 1..]) else {
                 return fail("a `{` without `}`; expected `{attribute}`");
             };
             let name = rest[open + 1..open + 1 + length].trim();
-            if name.is_empty() || name.contains('{') {
+            if name.is_empty() {
                 return fail("expected an attribute's name between `{` and `}`");
             }
             if open > 0 {
                 pieces.push(Piece::Text(rest[..open].to_owned()));
             }
-            pieces.push(Piece::Attribute(name.to_owned()));
+            pieces.push(if name.contains('{') {
+                let name = Self::parse(name)?;
+                if name.pieces.iter().any(|piece| matches!(piece, Piece::Nested(_))) {
+                    return fail("braces in braces in braces; expected at most `{a.{b}}`");
+                }
+                Piece::Nested(Box::new(name))
+            } else {
+                Piece::Attribute(name.to_owned())
+            });
             rest = &rest[open + length + 2..];
         }
         if !rest.is_empty() {
@@ -69,10 +80,25 @@ impl Template {
 
     /// The attributes that it names.
     pub fn attributes(&self) -> impl Iterator<Item = &str> {
-        self.pieces.iter().filter_map(|piece| match piece {
-            Piece::Attribute(name) => Some(name.as_str()),
-            Piece::Text(_) => None,
+        self.pieces.iter().flat_map(|piece| -> Box<dyn Iterator<Item = &str>> {
+            match piece {
+                Piece::Attribute(name) => Box::new(std::iter::once(name.as_str())),
+                Piece::Nested(name) => Box::new(name.pieces.iter().filter_map(|piece| match piece {
+                    Piece::Attribute(name) => Some(name.as_str()),
+                    _ => None,
+                })),
+                Piece::Text(_) => Box::new(std::iter::empty()),
+            }
         })
+    }
+
+    /// The name of the attribute that it is, if it is nothing else.
+    pub fn single(&self, value: impl Fn(&str) -> Option<String>) -> Option<String> {
+        match &self.pieces[..] {
+            [Piece::Attribute(name)] => Some(name.clone()),
+            [Piece::Nested(name)] => name.render_complete(value),
+            _ => None,
+        }
     }
 
     /// Fills it in. A missing attribute is left out together with the
@@ -80,15 +106,12 @@ impl Template {
     pub fn render(&self, value: impl Fn(&str) -> Option<String>) -> String {
         let mut out = String::new();
         for piece in &self.pieces {
-            match piece {
-                Piece::Text(text) => out += text,
-                Piece::Attribute(name) => match value(name) {
-                    Some(value) => out += &value,
-                    None => out.truncate(out.trim_end_matches(SEPARATORS).len()),
-                },
+            match piece.text(&value) {
+                Some(text) => out += &text,
+                None => out.truncate(out.trim_end_matches(SEPARATORS).len()),
             }
         }
-        if out.starts_with(SEPARATORS) && matches!(self.pieces.first(), Some(Piece::Attribute(_))) {
+        if out.starts_with(SEPARATORS) && !matches!(self.pieces.first(), Some(Piece::Text(_))) {
             out = out.trim_start_matches(SEPARATORS).to_owned();
         }
         out
@@ -96,15 +119,32 @@ impl Template {
 
     /// Fills it in if every attribute is there.
     pub fn render_complete(&self, value: impl Fn(&str) -> Option<String>) -> Option<String> {
-        let mut out = String::new();
-        for piece in &self.pieces {
-            match piece {
-                Piece::Text(text) => out += text,
-                Piece::Attribute(name) => out += &value(name)?,
-            }
-        }
-        Some(out)
+        self.pieces.iter().map(|piece| piece.text(&value)).collect()
     }
+}
+
+impl Piece {
+    fn text(&self, value: &dyn Fn(&str) -> Option<String>) -> Option<String> {
+        match self {
+            Self::Text(text) => Some(text.clone()),
+            Self::Attribute(name) => value(name),
+            Self::Nested(name) => value(&name.render_complete(value)?),
+        }
+    }
+}
+
+/// Where the brace closes whose contents these are.
+fn closing(text: &str) -> Option<usize> {
+    let mut depth = 0;
+    for (at, c) in text.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' if depth == 0 => return Some(at),
+            '}' => depth -= 1,
+            _ => {}
+        }
+    }
+    None
 }
 
 impl fmt::Display for Template {
@@ -143,8 +183,32 @@ mod tests {
     }
 
     #[test]
+    fn the_name_of_an_attribute_may_have_an_attribute_in_it() {
+        let value = |name: &str| match name {
+            "key" => Some("load".to_owned()),
+            "_retries.load" => Some("2".to_owned()),
+            _ => None,
+        };
+        let template = Template::parse("{key} {_retries.{key}}").unwrap();
+        assert_eq!(template.render(value), "load 2");
+        assert_eq!(template.attributes().collect::<Vec<_>>(), ["key", "key"]);
+        assert_eq!(Template::parse("{_retries.{gone}}").unwrap().render_complete(value), None);
+        let single = |text: &str| Template::parse(text).unwrap().single(value);
+        assert_eq!(single("{_retries.{key}}").as_deref(), Some("_retries.load"));
+        assert_eq!(single("{key}").as_deref(), Some("key"));
+        assert_eq!(single("x{key}"), None);
+    }
+
+    #[test]
     fn a_bad_template_says_what_was_expected() {
-        for (text, problem) in [("a{b", "without `}`"), ("a}b", "without `{`"), ("{}", "name between"), ("", "empty")] {
+        for (text, problem) in [
+            ("a{b", "without `}`"),
+            ("a{b{c}", "without `}`"),
+            ("{a{b{c}}}", "at most"),
+            ("a}b", "without `{`"),
+            ("{}", "name between"),
+            ("", "empty"),
+        ] {
             let error = Template::parse(text).unwrap_err().to_string();
             assert!(error.contains(problem), "{error}");
         }

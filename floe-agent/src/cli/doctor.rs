@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt,
+    fmt::{self, Write as _},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -436,7 +436,10 @@ fn describe(path: PathBuf, read: Result<&InterpreterFile, Refusal>) -> File {
                 (None, [first, .., last]) => Some(format!("{} to {}", first.version, last.version)),
                 _ => None,
             };
-            let id: String = read.elf().build_id().iter().map(|byte| format!("{byte:02x}")).collect();
+            let id = read.elf().build_id().iter().fold(String::new(), |mut id, byte| {
+                let _ = write!(id, "{byte:02x}");
+                id
+            });
             file.build_id = Some(id).filter(|id| !id.is_empty());
             file.gate = read.gate_offset().map(|offset| offset.to_string());
             if file.gate.is_some() {

@@ -181,9 +181,10 @@ impl Node {
         if off {
             let (reply, answer) = mpsc::channel();
             let _ = self.attach.send(Request::Pause(reply));
-            match answer.recv_timeout(Duration::from_secs(5)) {
-                Ok(took) => eprintln!("floe-agent: all tracing is stopped, after {} ms", took.as_millis()),
-                Err(_) => tracing::error!("the thread that answers processes did not say that tracing is stopped"),
+            if let Ok(took) = answer.recv_timeout(Duration::from_secs(5)) {
+                eprintln!("floe-agent: all tracing is stopped, after {} ms", took.as_millis());
+            } else {
+                tracing::error!("the thread that answers processes did not say that tracing is stopped");
             }
         } else {
             let _ = self.attach.send(Request::Resume);

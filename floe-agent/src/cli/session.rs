@@ -17,7 +17,7 @@ use serde_json::json;
 use super::TraceOptions;
 use crate::{
     attach::{self, AttachThread, News, Request, Select},
-    catalogue::Catalogue,
+    catalogue::{Catalogue, Loaded},
     export::{ExportReport, Finish, OtlpTarget, Output, Pipeline},
     kernel::{self, Counters, EventReader, WaitBounds, event::Event, trial},
     node::metrics::{EventState, Observer},
@@ -73,11 +73,19 @@ impl Session {
 
     /// As [`Self::start`]; whom `select` selects is traced.
     pub(super) fn start_with(options: &TraceOptions, select: Option<Arc<dyn Select>>) -> Result<Self> {
-        let catalogue = if options.no_packs {
+        let loaded = if options.no_packs {
             Catalogue::load_only(&options.pack, &options.probe)
         } else {
             Catalogue::load(&options.pack, &options.probe)
         }?;
+        let Loaded { catalogue, left_out } = loaded;
+        for error in &left_out {
+            eprintln!("floe-agent: {error}; this pack is left out");
+        }
+        anyhow::ensure!(
+            left_out.is_empty() || !catalogue.probes().is_empty(),
+            "there is no other probe; correct the pack, or name a function with --probe"
+        );
         let catalogue = Arc::new(catalogue);
         let outputs = outputs(options)?;
         if let Some(path) = &options.stats {

@@ -8,17 +8,17 @@ use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{IdGenerator, RandomIdGenerator, SpanData};
 use opentelemetry_semantic_conventions::SCHEMA_URL;
 
+use super::calls::{Enter, Leave};
 use super::clock::Clock;
-use super::finish::{self, Ending, Finish, ProcessEnd};
-use super::process::{Frame, OpenSpan, Process, Trace};
+use super::finish::{Ending, ProcessEnd};
+use super::keys::Keys;
+use super::process::{Handle, Process, Trace};
 use super::resource::ProcessFacts;
-use crate::catalogue::{Catalogue, Kind, Moment, Role};
-use crate::kernel::event::{Event, FieldValue, Outcome, Stamp};
+use crate::catalogue::Catalogue;
+use crate::kernel::event::{Event, Stamp};
 use crate::python::exception::ExceptionFacts;
-use crate::units::{BootNanos, Epoch, Pid, ProbeId, Tid};
+use crate::units::{BootNanos, Epoch, Pid, Tid};
 
-const RETURN_NOT_SEEN: &str = "return not seen";
-const END_NOT_SEEN: &str = "end not seen";
 const THREAD_ENDED: &str = "thread ended";
 const PROCESS_EXITED: &str = "process exited";
 const PROCESS_CALLED_EXEC: &str = "process called exec";
@@ -45,6 +45,8 @@ pub struct FinishedSpan {
 pub struct Limits {
     /// Open calls of one process.
     pub open_calls: usize,
+    /// Open spans of one process that do not end with the call that began them. The oldest is ended for a new one.
+    pub loose_spans: usize,
     /// Threads of one process that have open calls.
     pub threads: usize,
     /// Processes.
@@ -53,7 +55,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { open_calls: 8192, threads: 2048, processes: 65536 }
+        Self { open_calls: 8192, loose_spans: 1024, threads: 2048, processes: 65536 }
     }
 }
 
@@ -74,7 +76,7 @@ pub struct AssemblerStats {
     pub stale_events: u64,
     /// Events of a probe that is not in the catalogue.
     pub unknown_probes: u64,
-    /// Values for a command where none was open.
+    /// What was told of a span that was not open.
     pub orphan_events: u64,
 }
 
@@ -97,15 +99,20 @@ pub struct Assembler {
 
 /// What is needed to begin and end spans, apart from the processes.
 #[derive(Debug)]
-struct Core {
-    catalogue: Arc<Catalogue>,
+pub(super) struct Core {
+    pub(super) catalogue: Arc<Catalogue>,
     /// `code.function.name` of each probe.
-    functions: Vec<StringValue>,
-    clock: Clock,
-    ids: Box<dyn IdGenerator>,
-    scope: InstrumentationScope,
-    finished: Vec<FinishedSpan>,
-    stats: AssemblerStats,
+    pub(super) functions: Vec<StringValue>,
+    pub(super) clock: Clock,
+    pub(super) ids: Box<dyn IdGenerator>,
+    /// Spans that began, by their keys.
+    pub(super) keys: Keys,
+    /// The number of the last span that began.
+    pub(super) number: u64,
+    pub(super) scope: InstrumentationScope,
+    pub(super) limits: Limits,
+    pub(super) finished: Vec<FinishedSpan>,
+    pub(super) stats: AssemblerStats,
 }
 
 impl Assembler {
@@ -126,7 +133,10 @@ impl Assembler {
                 functions,
                 clock,
                 ids: Box::new(RandomIdGenerator::default()),
+                keys: Keys::default(),
+                number: 0,
                 scope,
+                limits: Limits::default(),
                 finished: Vec::new(),
                 stats: AssemblerStats::default(),
             },
@@ -143,6 +153,7 @@ impl Assembler {
     #[must_use]
     pub fn with_limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
+        self.core.limits = limits;
         self
     }
 
@@ -165,8 +176,7 @@ impl Assembler {
 
     /// Spans that have not ended.
     pub fn open_spans(&self) -> usize {
-        let frames = self.processes.values().flat_map(|process| process.threads.values().flatten());
-        frames.filter(|frame| frame.span.is_some()).count()
+        self.processes.values().map(|process| process.spans().count()).sum()
     }
 
     /// Takes the spans that have ended since the last call.
@@ -211,16 +221,15 @@ impl Assembler {
     /// Takes an event.
     pub fn handle(&mut self, event: Event) {
         match event {
-            Event::Enter { stamp, probe, depth, recursion, object: _, fields } => {
-                let limits = self.limits;
+            Event::Enter { stamp, probe, depth, recursion, object, fields } => {
                 if let Some((core, process)) = self.process(&stamp) {
-                    core.enter(process, &stamp, limits, Enter { probe, depth, recursion, fields });
+                    core.enter(process, &stamp, Enter { probe, depth, recursion, object, fields });
                 }
             }
-            Event::Return { stamp, call, probe, outcome, object: _, fields } => {
+            Event::Return { stamp, call, probe, outcome, object, fields } => {
                 let exception = self.exception_of(&stamp, call);
                 if let Some((core, process)) = self.process(&stamp) {
-                    core.leave(process, &stamp, Leave { call, probe, outcome, exception, fields });
+                    core.leave(process, &stamp, Leave { call, probe, outcome, object, exception, fields });
                 }
             }
             Event::Fork { stamp, child, child_epoch } => self.fork(&stamp, child, child_epoch),
@@ -341,7 +350,11 @@ impl Assembler {
                 self.end_process(key, stamp.time, &ending);
             }
         } else {
-            core.close_above(process, stamp.tid, 0, stamp.time, &Ending::incomplete(THREAD_ENDED));
+            let ending = Ending::incomplete(THREAD_ENDED);
+            core.close_above(process, stamp.tid, 0, stamp.time, &ending);
+            core.close_loose(process, stamp.time, &ending, |loose| {
+                loose.span.tid == stamp.tid && !matches!(loose.handle, Handle::Key(..))
+            });
         }
     }
 
@@ -352,8 +365,13 @@ impl Assembler {
         // Threads with commands last: commands count what ended under them.
         let mut threads: Vec<Tid> = process.threads.keys().copied().collect();
         threads.sort_unstable_by_key(|tid| (process.commands.iter().position(|(owner, _)| owner == tid), *tid));
-        for tid in threads {
-            self.core.close_above(&mut process, tid, 0, time, ending);
+        let commands = threads.partition_point(|tid| process.commands.iter().all(|(owner, _)| owner != tid));
+        for tid in &threads[..commands] {
+            self.core.close_above(&mut process, *tid, 0, time, ending);
+        }
+        self.core.close_loose(&mut process, time, ending, |_| true);
+        for tid in &threads[commands..] {
+            self.core.close_above(&mut process, *tid, 0, time, ending);
         }
         if self.current.get(&key.0) == Some(&key.1) {
             self.current.remove(&key.0);
@@ -368,205 +386,10 @@ impl Assembler {
     }
 }
 
-/// The event that a call begins.
-struct Enter {
-    probe: ProbeId,
-    depth: u32,
-    recursion: bool,
-    fields: Vec<FieldValue>,
-}
-
-/// The event that a call ends.
-struct Leave {
-    call: BootNanos,
-    probe: ProbeId,
-    outcome: Outcome,
-    exception: Option<ExceptionFacts>,
-    fields: Vec<FieldValue>,
-}
-
-impl Core {
-    fn new_trace(&self) -> Arc<Trace> {
-        Trace::new(self.ids.new_trace_id())
-    }
-
-    fn enter(&mut self, process: &mut Process, stamp: &Stamp, limits: Limits, enter: Enter) {
-        let Enter { probe: id, depth, recursion, fields } = enter;
-        let catalogue = Arc::clone(&self.catalogue);
-        let Some(probe) = catalogue.probe(id) else {
-            self.stats.unknown_probes += 1;
-            return;
-        };
-        // Calls that were at this depth or deeper have returned without being seen.
-        let gone = |frame: &Frame| {
-            if frame.pair { frame.depth > depth } else { frame.depth >= depth }
-        };
-        let keep = process.frames(stamp.tid).iter().rposition(|frame| !gone(frame)).map_or(0, |last| last + 1);
-        self.close_above(process, stamp.tid, keep, stamp.time, &Ending::incomplete(RETURN_NOT_SEEN));
-
-        let full = process.open >= limits.open_calls
-            || (process.threads.len() >= limits.threads && process.frames(stamp.tid).is_empty());
-        if full {
-            self.stats.dropped_calls += 1;
-            return;
-        }
-        let names = catalogue.fields(id, Moment::Enter);
-        let frame = |span, pair| Frame { call: stamp.time, depth, probe: id, span, pair };
-        match probe.kind {
-            Kind::Event => {
-                self.give_command(process, stamp.tid, names, fields);
-                process.push(stamp.tid, frame(None, false));
-            }
-            Kind::PairEnd { begin } => {
-                let open = pair(process, stamp.tid, begin);
-                let span = open.and_then(|at| process.threads.get_mut(&stamp.tid)?.get_mut(at)?.span.as_mut());
-                finish::apply(span, names, fields);
-                process.push(stamp.tid, frame(None, false));
-            }
-            Kind::PairBegin => {
-                let earlier = pair(process, stamp.tid, id).filter(|at| process.frames(stamp.tid)[*at].depth == depth);
-                if let Some(at) = earlier {
-                    self.close(process, stamp.tid, at, stamp.time, &Ending::incomplete(END_NOT_SEEN));
-                }
-                let span =
-                    self.open(process, stamp, probe.span.as_ref().map_or(Role::None, |span| span.role), recursion);
-                process.push(stamp.tid, frame(Some(span), true));
-                if let Some(frame) = process.threads.get_mut(&stamp.tid).and_then(|frames| frames.last_mut()) {
-                    finish::apply(frame.span.as_mut(), names, fields);
-                }
-                process.push(stamp.tid, frame(None, false));
-            }
-            Kind::Call => {
-                let mut span =
-                    self.open(process, stamp, probe.span.as_ref().map_or(Role::None, |span| span.role), recursion);
-                finish::apply(Some(&mut span), names, fields);
-                let span = (!finish::is_left_out(probe, &span.attributes)).then_some(span);
-                process.push(stamp.tid, frame(span, false));
-            }
-        }
-    }
-
-    fn open(&self, process: &Process, stamp: &Stamp, role: Role, recursion: bool) -> OpenSpan {
-        let (parent, remote) = process.context(stamp.tid).map_or((None, false), |(span, remote)| (Some(span), remote));
-        let spans = process.frames(stamp.tid).iter().filter_map(|frame| frame.span.as_ref());
-        OpenSpan {
-            id: self.ids.new_span_id(),
-            parent,
-            remote,
-            began: stamp.time,
-            start: self.clock.wall(stamp.time),
-            attributes: Vec::new(),
-            cut: Vec::new(),
-            role,
-            nested: spans.into_iter().any(|span| span.role == Role::Node),
-            recursion,
-            nodes: [0; 2],
-        }
-    }
-
-    fn leave(&mut self, process: &mut Process, stamp: &Stamp, leave: Leave) {
-        let Leave { call, probe: id, outcome, exception, fields } = leave;
-        let open = |process: &Process| {
-            let mut frames = process.frames(stamp.tid).iter();
-            frames.rposition(|frame| frame.call == call && frame.probe == id && !frame.pair)
-        };
-        let Some(mut index) = open(process) else {
-            self.stats.unmatched_returns += 1;
-            return;
-        };
-        let catalogue = Arc::clone(&self.catalogue);
-        let Some(probe) = catalogue.probe(id) else {
-            return;
-        };
-        let names = catalogue.fields(id, Moment::Exit);
-        let unseen = Ending::incomplete(RETURN_NOT_SEEN);
-        match probe.kind {
-            Kind::Event => {
-                self.close_above(process, stamp.tid, index + 1, stamp.time, &unseen);
-                self.give_command(process, stamp.tid, names, fields);
-            }
-            Kind::PairEnd { begin } => {
-                // What the span's end is called in, and what it calls, are both possible places of its beginning.
-                if let Some(at) = pair(process, stamp.tid, begin) {
-                    self.close_above(process, stamp.tid, at.max(index) + 1, stamp.time, &unseen);
-                    let span = process.threads.get_mut(&stamp.tid).and_then(|frames| frames[at].span.as_mut());
-                    let raised = finish::apply(span, names, fields).or(exception);
-                    self.close(process, stamp.tid, at, stamp.time, &Ending::of(outcome, raised));
-                    index -= usize::from(at < index);
-                }
-                self.close_above(process, stamp.tid, index + 1, stamp.time, &unseen);
-            }
-            Kind::PairBegin => {
-                self.close_above(process, stamp.tid, index + 1, stamp.time, &unseen);
-                // The span is just below its call.
-                let at = index.checked_sub(1).filter(|at| process.frames(stamp.tid)[*at].pair);
-                let frames = process.threads.get_mut(&stamp.tid);
-                let span = at.and_then(|at| frames?[at].span.as_mut());
-                let raised = finish::apply(span, names, fields).or(exception);
-                if let (Outcome::Raised, Some(at)) = (outcome, at) {
-                    self.close(process, stamp.tid, at, stamp.time, &Ending::Raised(raised));
-                    index -= 1;
-                }
-            }
-            Kind::Call => {
-                self.close_above(process, stamp.tid, index + 1, stamp.time, &unseen);
-                let span = process.threads.get_mut(&stamp.tid).and_then(|frames| frames[index].span.as_mut());
-                let raised = finish::apply(span, names, fields).or(exception);
-                self.close(process, stamp.tid, index, stamp.time, &Ending::of(outcome, raised));
-                return;
-            }
-        }
-        process.remove(stamp.tid, index);
-    }
-
-    /// Gives captured values to the command that the thread works for.
-    fn give_command(&mut self, process: &mut Process, tid: Tid, names: &[opentelemetry::Key], fields: Vec<FieldValue>) {
-        let command = process.command(tid);
-        if command.is_none() && !fields.is_empty() {
-            self.stats.orphan_events += 1;
-        }
-        finish::apply(command, names, fields);
-    }
-
-    /// Ends the frames of a thread from `keep` on, innermost first.
-    fn close_above(&mut self, process: &mut Process, tid: Tid, keep: usize, time: BootNanos, ending: &Ending) {
-        for index in (keep..process.frames(tid).len()).rev() {
-            self.close(process, tid, index, time, ending);
-        }
-    }
-
-    /// Ends one frame, and its span if it has one.
-    fn close(&mut self, process: &mut Process, tid: Tid, index: usize, time: BootNanos, ending: &Ending) {
-        let Some(Frame { probe, span: Some(span), .. }) = process.remove(tid, index) else {
-            return;
-        };
-        let Some(rule) = self.catalogue.probe(probe) else {
-            return;
-        };
-        let counted = span.role == Role::Node && !span.nested;
-        let finish = Finish {
-            probe: rule,
-            function: &self.functions[probe.0 as usize],
-            trace: &process.trace,
-            tid,
-            scope: &self.scope,
-        };
-        let span = finish.span(span, time, ending);
-        if counted && let Some(command) = process.command(tid) {
-            command.nodes[0] += 1;
-            command.nodes[1] += u32::from(matches!(span.status, opentelemetry::trace::Status::Error { .. }));
-        }
-        self.stats.spans += 1;
-        self.stats.incomplete += u64::from(matches!(ending, Ending::Incomplete { .. }));
-        self.finished.push(FinishedSpan { resource: Arc::clone(&process.resource), span });
-    }
-}
-
-/// The innermost open span of a thread that this probe began and another function ends.
-fn pair(process: &Process, tid: Tid, begin: ProbeId) -> Option<usize> {
-    process.frames(tid).iter().rposition(|frame| frame.pair && frame.probe == begin)
-}
-
 #[cfg(test)]
 #[path = "tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "rules_tests.rs"]
+mod rules_tests;

@@ -1,19 +1,19 @@
 //! The end of a span: its last attributes, its name, its status.
 
-use std::borrow::Cow;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use opentelemetry::trace::{Event, SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceState};
+use opentelemetry::trace::{Event, SpanContext, SpanId, Status, TraceFlags, TraceState};
 use opentelemetry::{Array, InstrumentationScope, Key, KeyValue, StringValue, Value};
 use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanLinks};
 use opentelemetry_semantic_conventions::attribute as semconv;
 
 use super::process::{OpenSpan, Trace};
-use crate::catalogue::plan::{EXCEPTION_MESSAGE, EXCEPTION_TYPE};
-use crate::catalogue::{Probe, Role};
-use crate::kernel::event::{self, FieldValue, Outcome};
+use super::rules;
+use super::values::{Values, is_local};
+use crate::catalogue::{Probe, Role, SpanRule};
+use crate::kernel::event::Outcome;
 use crate::python::exception::ExceptionFacts;
-use crate::units::{BootNanos, Tid};
+use crate::units::BootNanos;
 
 /// How a span ended.
 #[derive(Clone, Debug)]
@@ -34,11 +34,11 @@ pub(super) enum Ending {
 /// An exception.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Raised {
-    kind: Option<String>,
-    message: Option<String>,
-    stacktrace: Option<String>,
+    pub(super) kind: Option<String>,
+    pub(super) message: Option<String>,
+    pub(super) stacktrace: Option<String>,
     /// `SystemExit`'s code and the like: the message is not text.
-    code: Option<i64>,
+    pub(super) code: Option<i64>,
 }
 
 /// How a process ended.
@@ -80,6 +80,22 @@ impl Raised {
         Self { kind: Some(type_name), message: message.or(self.message), stacktrace: Some(stacktrace), code: self.code }
     }
 
+    /// Whether an argument that may be an exception is one: otherwise it is None.
+    pub(super) fn is_one(&self) -> bool {
+        self.kind.as_deref().is_some_and(|kind| kind != "NoneType")
+    }
+
+    /// It as an event of a span.
+    pub(super) fn event(&self, time: SystemTime) -> Event {
+        let described = |name, value: &Option<String>| value.clone().map(|value| KeyValue::new(name, value));
+        let attributes = [
+            described(semconv::EXCEPTION_TYPE, &self.kind),
+            described(semconv::EXCEPTION_MESSAGE, &self.message),
+            described(semconv::EXCEPTION_STACKTRACE, &self.stacktrace),
+        ];
+        Event::new("exception", time, attributes.into_iter().flatten().collect(), 0)
+    }
+
     /// Exceptions that are the normal end of a generator, an iteration or a program.
     fn is_control_flow(&self) -> bool {
         match self.kind.as_deref() {
@@ -89,7 +105,7 @@ impl Raised {
         }
     }
 
-    fn description(&self) -> String {
+    pub(super) fn description(&self) -> String {
         match (&self.kind, &self.message) {
             (Some(kind), Some(message)) if !message.is_empty() => format!("{kind}: {message}"),
             (Some(kind), _) => kind.clone(),
@@ -99,138 +115,81 @@ impl Raised {
     }
 }
 
-/// Puts captured fields into a span's attributes; gives back those that describe an exception.
-pub(super) fn apply(span: Option<&mut OpenSpan>, names: &[Key], fields: Vec<FieldValue>) -> Raised {
-    let mut raised = Raised::default();
-    let mut span = span;
-    for FieldValue { field, value, cut } in fields {
-        let Some(name) = names.get(usize::from(field)) else {
-            continue;
-        };
-        let value = match value {
-            event::Value::Map(entries) => {
-                let Some(span) = span.as_deref_mut() else {
-                    continue;
-                };
-                for (key, value) in entries {
-                    if let Some(value) = attribute_value(value) {
-                        let name = if name.as_str() == "*" { key } else { format!("{name}.{key}") };
-                        set(&mut span.attributes, name.into(), value);
-                    }
-                }
-                if cut && !span.cut.contains(name) {
-                    span.cut.push(name.clone());
-                }
-                continue;
-            }
-            value => match attribute_value(value) {
-                Some(value) => value,
-                None => continue,
-            },
-        };
-        match name.as_str() {
-            EXCEPTION_TYPE => raised.kind = Some(value.as_str().into_owned()),
-            EXCEPTION_MESSAGE => {
-                raised.code = if let Value::I64(code) = value { Some(code) } else { None };
-                raised.message = Some(value.as_str().into_owned());
-            }
-            _ => {
-                let Some(span) = span.as_deref_mut() else {
-                    continue;
-                };
-                if cut && !span.cut.contains(name) {
-                    span.cut.push(name.clone());
-                }
-                set(&mut span.attributes, name.clone(), value);
-            }
-        }
-    }
-    raised
-}
-
-/// A captured value as an attribute has it. Nothing for None, and for what is nested deeper than attributes can be.
-fn attribute_value(value: event::Value) -> Option<Value> {
-    Some(match value {
-        event::Value::Str { text, cut: _ } => Value::from(text),
-        event::Value::Int(int) => Value::I64(int),
-        event::Value::Float(float) if float.is_finite() => Value::F64(float),
-        // JSON has no notation for these.
-        event::Value::Float(float) => Value::from(float.to_string()),
-        event::Value::Bool(bool) => Value::Bool(bool),
-        event::Value::List(items) => {
-            Value::Array(array(&items.into_iter().filter_map(attribute_value).collect::<Vec<_>>()))
-        }
-        event::Value::None | event::Value::Map(_) => return None,
-    })
-}
-
-/// Values of one type; texts, if they are not.
-fn array(items: &[Value]) -> Array {
-    fn all<T>(items: &[Value], one: impl Fn(&Value) -> Option<T>) -> Option<Vec<T>> {
-        (!items.is_empty()).then(|| items.iter().map(one).collect())?
-    }
-    let bools = |items: &[Value]| all(items, |item| if let Value::Bool(bool) = item { Some(*bool) } else { None });
-    let ints = |items: &[Value]| all(items, |item| if let Value::I64(int) = item { Some(*int) } else { None });
-    let floats = |items: &[Value]| all(items, |item| if let Value::F64(float) = item { Some(*float) } else { None });
-    bools(items)
-        .map(Array::Bool)
-        .or_else(|| ints(items).map(Array::I64))
-        .or_else(|| floats(items).map(Array::F64))
-        .unwrap_or_else(|| Array::String(items.iter().map(|item| item.as_str().into_owned().into()).collect()))
-}
-
-fn set(attributes: &mut Vec<KeyValue>, name: Key, value: Value) {
-    match attributes.iter_mut().find(|known| known.key == name) {
-        Some(known) => known.value = value,
-        None => attributes.push(KeyValue::new(name, value)),
-    }
-}
-
 /// What a span needs besides itself when it ends.
 pub(super) struct Finish<'a> {
     pub(super) probe: &'a Probe,
+    pub(super) rule: &'a SpanRule,
     /// The probed function, qualified.
     pub(super) function: &'a StringValue,
     pub(super) trace: &'a Trace,
-    pub(super) tid: Tid,
     pub(super) scope: &'a InstrumentationScope,
 }
 
 impl Finish<'_> {
     /// Makes the finished span.
-    pub(super) fn span(&self, span: OpenSpan, ended: BootNanos, ending: &Ending) -> SpanData {
-        let OpenSpan { id, parent, remote, began, start, mut attributes, cut, role, nested: _, recursion, nodes } =
-            span;
-        let end = start + Duration::from_nanos(ended.0.saturating_sub(began.0));
-        if role == Role::Command && nodes[0] > 0 {
-            attributes.push(KeyValue::new("floe.nodes", i64::from(nodes[0])));
-            attributes.push(KeyValue::new("floe.nodes.failed", i64::from(nodes[1])));
+    pub(super) fn span(&self, mut span: OpenSpan, ended: BootNanos, ending: &Ending) -> SpanData {
+        let end = span.start + Duration::from_nanos(ended.0.saturating_sub(span.began.0));
+        if span.role == Role::Command && span.nodes[0] > 0 {
+            span.values.set(Key::from_static_str("floe.nodes"), i64::from(span.nodes[0]).into());
+            span.values.set(Key::from_static_str("floe.nodes.failed"), i64::from(span.nodes[1]).into());
         }
-        let mut events = SpanEvents::default();
+        // The rules of the probe are about its own span; a rule that begins a span tells more of it by other rules.
+        let (status_rule, exception_rule) = match span.rule.rule {
+            None => (self.probe.status.as_ref(), self.probe.exception.as_ref()),
+            Some(_) => (None, None),
+        };
+        let mut added = Vec::new();
         let status = match ending {
             Ending::Raised(raised) if !raised.is_control_flow() => {
-                let described = |name, value: &Option<String>| value.clone().map(|value| KeyValue::new(name, value));
-                let exception = [
-                    described(semconv::EXCEPTION_TYPE, &raised.kind),
-                    described(semconv::EXCEPTION_MESSAGE, &raised.message),
-                    described(semconv::EXCEPTION_STACKTRACE, &raised.stacktrace),
-                ];
-                events.events.push(Event::new("exception", end, exception.into_iter().flatten().collect(), 0));
-                let description = self.raised(&attributes).unwrap_or_else(|| raised.description());
-                attributes.extend(described(semconv::ERROR_TYPE, &raised.kind));
-                error(description)
+                // What a rule has told already is not told again.
+                if span.exception.is_none() || span.exception != raised.kind {
+                    span.add_event(raised.event(end));
+                }
+                let said = status_rule.and_then(|rule| {
+                    rule.raised.iter().find_map(|template| template.render_complete(|name| span.values.text(name)))
+                });
+                added.extend(raised.kind.clone().map(|kind| KeyValue::new(semconv::ERROR_TYPE, kind)));
+                error(said.unwrap_or_else(|| raised.description()))
             }
-            Ending::Returned | Ending::Raised(_) => self.status(&attributes),
+            Ending::Returned | Ending::Raised(_) => {
+                let told = exception_rule.and_then(|rule| rules::exception(rule, &span.values));
+                if let Some(told) = &told {
+                    span.add_event(told.event(end));
+                    span.exception.clone_from(&told.kind);
+                }
+                let failed = status_rule.and_then(|rule| rules::failure(rule, &span.values));
+                match failed.map(|said| said.unwrap_or_else(|outcome| told.map_or(outcome, |told| told.description())))
+                {
+                    Some(description) => error(description),
+                    None => span.error.take().map_or(Status::Unset, error),
+                }
+            }
             Ending::Incomplete { reason, process } => {
-                attributes.push(KeyValue::new("floe.incomplete", *reason));
-                process_end(&mut attributes, *process)
+                added.push(KeyValue::new("floe.incomplete", *reason));
+                match process_end(&mut added, *process) {
+                    Status::Unset => span.error.take().map_or(Status::Unset, error),
+                    status => status,
+                }
             }
         };
+        let OpenSpan { id, parent, remote, start, values, events, dropped_events, links, dropped_links, .. } = span;
+        let name = self.rule.name.render(|name| values.text(name));
+        let name = if name.is_empty() { self.rule.id.clone() } else { name };
+        let Values { mut attributes, cut, dropped, .. } = values;
+        attributes.retain(|attribute| !is_local(attribute.key.as_str()));
+        if matches!(status, Status::Error { .. })
+            && let Some(kind) = span.exception
+            && added.iter().all(|attribute| attribute.key.as_str() != semconv::ERROR_TYPE)
+        {
+            added.push(KeyValue::new(semconv::ERROR_TYPE, kind));
+        }
+        attributes.append(&mut added);
+        let cut: Vec<_> = cut.iter().filter(|name| !is_local(name.as_str())).collect();
         if !cut.is_empty() {
             let names = cut.iter().map(|name| StringValue::from(name.to_string())).collect();
             attributes.push(KeyValue::new("floe.truncated", Value::Array(Array::String(names))));
         }
-        if recursion {
+        if span.recursion {
             attributes.push(KeyValue::new("floe.recursion", true));
         }
         let lost = self.trace.lost();
@@ -239,47 +198,26 @@ impl Finish<'_> {
             attributes.push(KeyValue::new("floe.trace.lost_events", i64::try_from(lost).unwrap_or(i64::MAX)));
         }
         attributes.push(KeyValue::new(semconv::CODE_FUNCTION_NAME, self.function.clone()));
-        attributes.push(KeyValue::new(semconv::THREAD_ID, i64::from(self.tid.0)));
-        let instant = self.probe.span.as_ref().is_some_and(|rule| rule.instant);
+        attributes.push(KeyValue::new(semconv::THREAD_ID, i64::from(span.tid.0)));
+        let mut all_events = SpanEvents::default();
+        (all_events.events, all_events.dropped_count) = (events, dropped_events);
+        let mut all_links = SpanLinks::default();
+        (all_links.links, all_links.dropped_count) = (links, dropped_links);
         SpanData {
             span_context: SpanContext::new(self.trace.id, id, TraceFlags::SAMPLED, false, TraceState::default()),
             parent_span_id: parent.unwrap_or(SpanId::INVALID),
             parent_span_is_remote: remote,
-            span_kind: SpanKind::Internal,
-            name: self.name(&attributes),
+            span_kind: self.rule.kind.clone(),
+            name: name.into(),
             start_time: start,
-            end_time: if instant { start } else { end },
+            end_time: if self.rule.instant { start } else { end },
             attributes,
-            dropped_attributes_count: 0,
-            events,
-            links: SpanLinks::default(),
+            dropped_attributes_count: dropped,
+            events: all_events,
+            links: all_links,
             status,
             instrumentation_scope: self.scope.clone(),
         }
-    }
-
-    fn name(&self, attributes: &[KeyValue]) -> Cow<'static, str> {
-        let name = self.probe.span.as_ref().map(|span| span.name.render(|name| text(attributes, name)));
-        name.filter(|name| !name.is_empty()).unwrap_or_else(|| self.probe.name.clone()).into()
-    }
-
-    /// What the pack says about a call that raised.
-    fn raised(&self, attributes: &[KeyValue]) -> Option<String> {
-        let rule = self.probe.status.as_ref()?;
-        rule.raised.iter().find_map(|template| template.render_complete(|name| text(attributes, name)))
-    }
-
-    /// What the pack says about a call that returned.
-    fn status(&self, attributes: &[KeyValue]) -> Status {
-        let Some(rule) = &self.probe.status else {
-            return Status::Unset;
-        };
-        let outcome = rule.from.as_deref().and_then(|name| text(attributes, name));
-        let Some(outcome) = outcome.filter(|outcome| rule.error.contains(outcome)) else {
-            return Status::Unset;
-        };
-        let message = rule.message.as_deref().and_then(|name| text(attributes, name));
-        error(message.unwrap_or(outcome))
     }
 }
 
@@ -304,17 +242,6 @@ fn process_end(attributes: &mut Vec<KeyValue>, process: Option<ProcessEnd>) -> S
 
 fn error(description: String) -> Status {
     Status::Error { description: description.into() }
-}
-
-/// Whether the pack makes no span of a call with these attributes.
-pub(super) fn is_left_out(probe: &Probe, attributes: &[KeyValue]) -> bool {
-    let unless = probe.span.as_ref().map_or(&[][..], |span| span.unless.as_slice());
-    unless.iter().any(|(name, values)| text(attributes, name).is_some_and(|value| values.contains(&value)))
-}
-
-fn text(attributes: &[KeyValue], name: &str) -> Option<String> {
-    let attribute = attributes.iter().find(|attribute| attribute.key.as_str() == name)?;
-    Some(attribute.value.as_str().into_owned())
 }
 
 fn signal_name(signal: u32) -> Option<&'static str> {

@@ -3,11 +3,15 @@
 //! [`Assembler`] is fed with events in the order of the ring buffer and gives finished spans.
 
 mod assembler;
+mod calls;
 mod clock;
 mod finish;
 pub mod ids;
+mod keys;
 mod process;
 mod resource;
+mod rules;
+mod values;
 
 pub use assembler::{Assembler, AssemblerStats, FinishedSpan, Limits};
 pub use clock::Clock;

@@ -1,17 +1,22 @@
-//! What the assembler keeps of a process: the open calls of its threads.
+//! What the assembler keeps of a process: the open calls of its threads, and its open spans.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
-use opentelemetry::trace::{SpanId, TraceId};
-use opentelemetry::{Key, KeyValue};
+use opentelemetry::trace::{Event, Link, SpanContext, SpanId, TraceFlags, TraceId, TraceState};
 use opentelemetry_sdk::Resource;
 
+use super::finish::Raised;
 use super::resource::ProcessFacts;
-use crate::catalogue::Role;
-use crate::units::{BootNanos, ProbeId, Tid};
+use super::values::Values;
+use crate::catalogue::{Role, SpanRef};
+use crate::units::{BootNanos, ProbeId, Tid, UserAddr};
+
+/// Events of one span, and links of one span; more are dropped and counted. OpenTelemetry's default limits.
+const MAX_EVENTS: usize = 128;
+const MAX_LINKS: usize = 128;
 
 /// A trace, shared by the processes that belong to it.
 #[derive(Debug)]
@@ -45,6 +50,8 @@ pub(super) struct Process {
     pub(super) inherited: Option<SpanId>,
     /// Threads with open calls; the innermost call is last.
     pub(super) threads: HashMap<Tid, Vec<Frame>>,
+    /// Open spans that do not end with the call that began them, in the order in which they began.
+    pub(super) loose: Vec<Loose>,
     /// Open command spans, in the order in which they began.
     pub(super) commands: Vec<(Tid, SpanId)>,
     /// Open calls of all threads.
@@ -53,7 +60,7 @@ pub(super) struct Process {
     pub(super) started: bool,
 }
 
-/// An open call of an armed function, or a span that another function will end.
+/// An open call of an armed function, or a span that another function of the thread will end.
 #[derive(Debug)]
 pub(super) struct Frame {
     /// When it began; identifies the call.
@@ -61,30 +68,97 @@ pub(super) struct Frame {
     /// Armed calls that were open in the thread.
     pub(super) depth: u32,
     pub(super) probe: ProbeId,
-    /// The span; events and ends of pairs have none.
+    /// The span, where its call is one.
     pub(super) span: Option<OpenSpan>,
     /// The span outlives the call that began it.
     pub(super) pair: bool,
+    /// What was captured of a call that is no span itself.
+    pub(super) values: Values,
+    /// The exception that came in as an argument.
+    pub(super) raised: Raised,
+    /// The first argument.
+    pub(super) object: UserAddr,
+    /// The loose span that the call began.
+    pub(super) began: Option<SpanId>,
+}
+
+/// An open span that does not end with the call that began it.
+#[derive(Debug)]
+pub(super) struct Loose {
+    pub(super) handle: Handle,
+    /// The call in which it began: a `with` block is over when that is.
+    pub(super) within: Option<(Tid, BootNanos)>,
+    pub(super) span: OpenSpan,
+}
+
+/// By what the end of a span finds it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Handle {
+    /// The context manager.
+    Object(UserAddr),
+    /// Its key.
+    Key(SpanRef, String),
+    /// The thread.
+    Thread(SpanRef, Tid),
 }
 
 /// A span that has not ended.
 #[derive(Debug)]
 pub(super) struct OpenSpan {
     pub(super) id: SpanId,
+    pub(super) rule: SpanRef,
+    /// The thread that began it.
+    pub(super) tid: Tid,
+    /// Spans that began later have greater numbers.
+    pub(super) number: u64,
     pub(super) parent: Option<SpanId>,
     /// The parent is in another process.
     pub(super) remote: bool,
     pub(super) began: BootNanos,
     pub(super) start: SystemTime,
-    pub(super) attributes: Vec<KeyValue>,
-    /// Attributes whose text was cut.
-    pub(super) cut: Vec<Key>,
+    pub(super) values: Values,
+    pub(super) key: Option<String>,
+    pub(super) events: Vec<Event>,
+    pub(super) dropped_events: u32,
+    pub(super) links: Vec<Link>,
+    pub(super) dropped_links: u32,
+    /// The type of an exception that a rule told of it.
+    pub(super) exception: Option<String>,
+    /// The error that a rule told of it.
+    pub(super) error: Option<String>,
     pub(super) role: Role,
     /// Inside another node.
     pub(super) nested: bool,
     pub(super) recursion: bool,
     /// Nodes that ended under this command, and those of them that failed.
     pub(super) nodes: [u32; 2],
+}
+
+impl OpenSpan {
+    pub(super) fn add_event(&mut self, event: Event) {
+        if self.events.len() < MAX_EVENTS { self.events.push(event) } else { self.dropped_events += 1 }
+    }
+
+    pub(super) fn add_link(&mut self, trace: TraceId, span: SpanId) {
+        if span == self.id || self.links.iter().any(|link| link.span_context.span_id() == span) {
+            return;
+        }
+        if self.links.len() < MAX_LINKS {
+            let context = SpanContext::new(trace, span, TraceFlags::SAMPLED, false, TraceState::default());
+            self.links.push(Link::new(context, Vec::new(), 0));
+        } else {
+            self.dropped_links += 1;
+        }
+    }
+
+    /// Whether it is called so, or has this key.
+    fn is(&self, rule: SpanRef, key: Option<&str>, tid: Tid) -> bool {
+        self.rule == rule
+            && match key {
+                Some(key) => self.key.as_deref() == Some(key),
+                None => self.tid == tid,
+            }
+    }
 }
 
 impl Process {
@@ -95,6 +169,7 @@ impl Process {
             trace,
             inherited: None,
             threads: HashMap::new(),
+            loose: Vec::new(),
             commands: Vec::new(),
             open: 0,
             started: false,
@@ -105,29 +180,83 @@ impl Process {
     /// innermost open span of the thread, else the process's innermost open command, else the span that was open in
     /// the thread that forked the process.
     pub(super) fn context(&self, tid: Tid) -> Option<(SpanId, bool)> {
-        let own = self.threads.get(&tid).and_then(|frames| frames.iter().rev().find_map(|frame| frame.span.as_ref()));
-        own.map(|span| (span.id, false))
-            .or_else(|| self.commands.last().map(|(_, id)| (*id, false)))
+        self.innermost(tid, |span| span.role != Role::Leaf)
+            .or_else(|| self.commands.last().map(|(_, id)| *id))
+            .map(|id| (id, false))
             .or_else(|| self.inherited.map(|id| (id, true)))
     }
 
+    /// The innermost open span of the thread for which this holds.
+    pub(super) fn innermost(&self, tid: Tid, is: impl Fn(&OpenSpan) -> bool) -> Option<SpanId> {
+        let called = self.frames(tid).iter().rev().filter_map(|frame| frame.span.as_ref()).find(|span| is(span));
+        let loose = self.loose.iter().rev().map(|loose| &loose.span).find(|span| span.tid == tid && is(span));
+        called.into_iter().chain(loose).max_by_key(|span| span.number).map(|span| span.id)
+    }
+
     /// The open command span that something in this thread belongs to: the thread's own, else the process's innermost.
-    pub(super) fn command(&mut self, tid: Tid) -> Option<&mut OpenSpan> {
-        let own = self.commands.iter().rposition(|(owner, _)| *owner == tid);
-        let (owner, id) = *self.commands.get(own.unwrap_or(self.commands.len().checked_sub(1)?))?;
-        let frames = self.threads.get_mut(&owner)?;
-        frames.iter_mut().filter_map(|frame| frame.span.as_mut()).find(|span| span.id == id)
+    pub(super) fn command(&self, tid: Tid) -> Option<SpanId> {
+        let own = self.commands.iter().rfind(|(owner, _)| *owner == tid);
+        own.or(self.commands.last()).map(|(_, id)| *id)
+    }
+
+    /// The open span that is called so: with this key, or without one the innermost of the thread.
+    pub(super) fn find(&self, rule: SpanRef, key: Option<&str>, tid: Tid) -> Option<SpanId> {
+        match key {
+            None => self.innermost(tid, |span| span.is(rule, key, tid)),
+            Some(_) => self.spans().filter(|span| span.is(rule, key, tid)).max_by_key(|span| span.number).map(|s| s.id),
+        }
+    }
+
+    /// All open spans.
+    pub(super) fn spans(&self) -> impl Iterator<Item = &OpenSpan> {
+        let called = self.threads.values().flatten().filter_map(|frame| frame.span.as_ref());
+        called.chain(self.loose.iter().map(|loose| &loose.span))
+    }
+
+    /// An open span.
+    pub(super) fn span(&mut self, id: SpanId) -> Option<&mut OpenSpan> {
+        let called = self.threads.values_mut().flatten().filter_map(|frame| frame.span.as_mut());
+        called.chain(self.loose.iter_mut().map(|loose| &mut loose.span)).find(|span| span.id == id)
+    }
+
+    /// The values of an attribute that the spans around one have; the nearest that has it counts.
+    pub(super) fn inherit(&self, parent: Option<SpanId>, name: &str) -> Option<opentelemetry::Value> {
+        let mut parent = parent;
+        // Parents are older than their children, so this ends.
+        while let Some(id) = parent {
+            let span = self.spans().find(|span| span.id == id)?;
+            if let Some(value) = span.values.get(name) {
+                return Some(value.clone());
+            }
+            parent = span.parent;
+        }
+        None
+    }
+
+    fn began(&mut self, span: &OpenSpan) {
+        self.started = true;
+        if span.role == Role::Command {
+            self.commands.push((span.tid, span.id));
+        }
+    }
+
+    fn ended(&mut self, span: &OpenSpan) {
+        if span.role == Role::Command {
+            self.commands.retain(|(_, id)| *id != span.id);
+        }
     }
 
     pub(super) fn push(&mut self, tid: Tid, frame: Frame) {
         if let Some(span) = &frame.span {
-            self.started = true;
-            if span.role == Role::Command {
-                self.commands.push((tid, span.id));
-            }
+            self.began(span);
         }
         self.open += 1;
         self.threads.entry(tid).or_default().push(frame);
+    }
+
+    pub(super) fn push_loose(&mut self, loose: Loose) {
+        self.began(&loose.span);
+        self.loose.push(loose);
     }
 
     /// Takes a frame out of a thread's stack.
@@ -141,12 +270,28 @@ impl Process {
             self.threads.remove(&tid);
         }
         self.open -= 1;
-        if let Some(span) = &frame.span
-            && span.role == Role::Command
-        {
-            self.commands.retain(|(_, id)| *id != span.id);
+        if let Some(span) = &frame.span {
+            self.ended(span);
         }
         Some(frame)
+    }
+
+    /// Takes an open span out, wherever it is. The call that it is goes on without it.
+    pub(super) fn take(&mut self, id: SpanId) -> Option<OpenSpan> {
+        let span = if let Some(at) = self.loose.iter().position(|loose| loose.span.id == id) {
+            self.loose.remove(at).span
+        } else {
+            let is = |frame: &Frame| frame.span.as_ref().is_some_and(|span| span.id == id);
+            let (tid, at) =
+                self.threads.iter().find_map(|(tid, frames)| frames.iter().position(is).map(|at| (*tid, at)))?;
+            if self.frames(tid)[at].pair {
+                self.remove(tid, at)?.span?
+            } else {
+                self.threads.get_mut(&tid)?[at].span.take()?
+            }
+        };
+        self.ended(&span);
+        Some(span)
     }
 
     pub(super) fn frames(&self, tid: Tid) -> &[Frame] {

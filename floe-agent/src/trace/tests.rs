@@ -1,12 +1,13 @@
 //! The rules of span assembly, each with events made by hand.
 
-use std::time::{Duration, SystemTime};
+pub(super) use std::time::{Duration, SystemTime};
 
-use opentelemetry::trace::{SpanId, Status, TraceId};
+pub(super) use opentelemetry::trace::{SpanId, Status, TraceId};
 
 use super::*;
-use crate::kernel::event::Value;
-use crate::units::UserAddr;
+use crate::catalogue::Moment;
+use crate::kernel::event::{FieldValue, Outcome, Value};
+use crate::units::{ProbeId, UserAddr};
 
 const PACK: &str = r#"
 pack: test
@@ -54,22 +55,26 @@ const HOOK_END: u32 = 5;
 const HOOKS: u32 = 6;
 
 /// An assembler with a clock that every event advances by a microsecond.
-struct World {
-    assembler: Assembler,
-    now: u64,
+pub(super) struct World {
+    pub(super) assembler: Assembler,
+    pub(super) now: u64,
     lost: u16,
 }
 
 /// A thread of a process.
 #[derive(Clone, Copy)]
-struct At(u32, u32, u32);
+pub(super) struct At(pub(super) u32, pub(super) u32, pub(super) u32);
 
-const MAIN: At = At(100, 1, 100);
-const POOL: At = At(100, 1, 101);
+pub(super) const MAIN: At = At(100, 1, 100);
+pub(super) const POOL: At = At(100, 1, 101);
 
 impl World {
     fn new() -> Self {
-        let catalogue = Catalogue::from_texts(&[("test.yaml".into(), PACK.into())], &[]).unwrap();
+        Self::with(PACK)
+    }
+
+    pub(super) fn with(pack: &str) -> Self {
+        let catalogue = Catalogue::from_texts(&[("test.yaml".into(), pack.into())], &[]).unwrap();
         let clock = Clock::new(BootNanos(0), SystemTime::UNIX_EPOCH);
         Self { assembler: Assembler::new(Arc::new(catalogue), clock), now: 0, lost: 0 }
     }
@@ -93,38 +98,49 @@ impl World {
             .collect()
     }
 
-    fn enter(&mut self, at: At, probe: u32, depth: u32, values: &[(&str, Value)]) -> u64 {
+    pub(super) fn enter(&mut self, at: At, probe: u32, depth: u32, values: &[(&str, Value)]) -> u64 {
+        self.enter_object(at, probe, depth, 0, values)
+    }
+
+    pub(super) fn enter_object(
+        &mut self,
+        at: At,
+        probe: u32,
+        depth: u32,
+        object: u64,
+        values: &[(&str, Value)],
+    ) -> u64 {
         let fields = self.fields(probe, Moment::Enter, values);
         let stamp = self.stamp(at);
-        self.assembler.handle(Event::Enter {
-            stamp,
-            probe: ProbeId(probe),
-            depth,
-            recursion: false,
-            object: UserAddr(0),
-            fields,
-        });
+        let (probe, object) = (ProbeId(probe), UserAddr(object));
+        self.assembler.handle(Event::Enter { stamp, probe, depth, recursion: false, object, fields });
         self.now
     }
 
-    fn leave_with(&mut self, at: At, probe: u32, call: u64, outcome: Outcome, values: &[(&str, Value)]) {
-        let fields = self.fields(probe, Moment::Exit, values);
-        let stamp = self.stamp(at);
-        self.assembler.handle(Event::Return {
-            stamp,
-            call: BootNanos(call),
-            probe: ProbeId(probe),
-            outcome,
-            object: UserAddr(0),
-            fields,
-        });
+    pub(super) fn leave_with(&mut self, at: At, probe: u32, call: u64, outcome: Outcome, values: &[(&str, Value)]) {
+        self.leave_object(at, probe, call, outcome, 0, values);
     }
 
-    fn leave(&mut self, at: At, probe: u32, call: u64, values: &[(&str, Value)]) {
+    pub(super) fn leave_object(
+        &mut self,
+        at: At,
+        probe: u32,
+        call: u64,
+        outcome: Outcome,
+        object: u64,
+        values: &[(&str, Value)],
+    ) {
+        let fields = self.fields(probe, Moment::Exit, values);
+        let stamp = self.stamp(at);
+        let (probe, call, object) = (ProbeId(probe), BootNanos(call), UserAddr(object));
+        self.assembler.handle(Event::Return { stamp, call, probe, outcome, object, fields });
+    }
+
+    pub(super) fn leave(&mut self, at: At, probe: u32, call: u64, values: &[(&str, Value)]) {
         self.leave_with(at, probe, call, Outcome::Returned, values);
     }
 
-    fn raise(&mut self, at: At, probe: u32, call: u64, kind: &str, message: Option<Value>) {
+    pub(super) fn raise(&mut self, at: At, probe: u32, call: u64, kind: &str, message: Option<Value>) {
         let mut values = vec![("exception.type", s(kind))];
         values.extend(message.map(|message| ("exception.message", message)));
         self.leave_with(at, probe, call, Outcome::Raised, &values);
@@ -140,45 +156,45 @@ impl World {
         self.assembler.handle(Event::Exec { stamp });
     }
 
-    fn exit(&mut self, at: At, process_ended: bool, code: u32) {
+    pub(super) fn exit(&mut self, at: At, process_ended: bool, code: u32) {
         let stamp = self.stamp(at);
         self.assembler.handle(Event::Exit { stamp, process_ended, code });
     }
 
     /// The finished spans, in the order in which they ended.
-    fn spans(&mut self) -> Vec<SpanData> {
+    pub(super) fn spans(&mut self) -> Vec<SpanData> {
         self.assembler.drain().into_iter().map(|finished| finished.span).collect()
     }
 
-    fn span(&mut self) -> SpanData {
+    pub(super) fn span(&mut self) -> SpanData {
         let mut spans = self.spans();
         assert_eq!(spans.len(), 1, "{spans:?}");
         spans.remove(0)
     }
 }
 
-fn s(text: &str) -> Value {
+pub(super) fn s(text: &str) -> Value {
     Value::Str { text: text.into(), cut: false }
 }
 
-fn get(span: &SpanData, name: &str) -> Option<String> {
+pub(super) fn get(span: &SpanData, name: &str) -> Option<String> {
     let found: Vec<_> = span.attributes.iter().filter(|attribute| attribute.key.as_str() == name).collect();
     assert!(found.len() < 2, "{name} twice");
     found.first().map(|attribute| attribute.value.to_string())
 }
 
-fn error(span: &SpanData) -> Option<String> {
+pub(super) fn error(span: &SpanData) -> Option<String> {
     match &span.status {
         Status::Error { description } => Some(description.to_string()),
         _ => None,
     }
 }
 
-fn id(span: &SpanData) -> SpanId {
+pub(super) fn id(span: &SpanData) -> SpanId {
     span.span_context.span_id()
 }
 
-fn trace(span: &SpanData) -> TraceId {
+pub(super) fn trace(span: &SpanData) -> TraceId {
     span.span_context.trace_id()
 }
 
@@ -719,7 +735,7 @@ fn a_pair_that_begins_again_has_missed_its_end() {
 #[test]
 fn what_goes_beyond_the_limits_is_dropped_and_counted() {
     let mut w = World::new();
-    w.assembler = w.assembler.with_limits(Limits { open_calls: 2, threads: 1, processes: 1 });
+    w.assembler = w.assembler.with_limits(Limits { open_calls: 2, threads: 1, processes: 1, ..Limits::default() });
     let first = w.enter(MAIN, PLAIN, 0, &[]);
     w.enter(POOL, PLAIN, 0, &[]);
     w.enter(MAIN, PLAIN, 1, &[]);
