@@ -161,6 +161,14 @@ impl Tracing {
         Span::parse(complete)
     }
 
+    /// The spans behind the first so many bytes of the file, and how many bytes those and these are.
+    pub(crate) fn spans_from(&self, read: usize) -> (Vec<Span>, usize) {
+        let text = fs::read_to_string(self.files.spans()).unwrap_or_default();
+        let new = text.get(read..).unwrap_or_default();
+        let complete = new.rfind('\n').map_or("", |end| &new[..=end]);
+        (Span::parse(complete), read + complete.len())
+    }
+
     /// Waits until some spans are in the file.
     #[track_caller]
     pub fn wait_for_spans(&mut self, at_least: usize) {

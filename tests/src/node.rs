@@ -1,6 +1,8 @@
 //! The node agent under test.
 
 use std::{
+    cell::RefCell,
+    collections::BTreeMap,
     fs,
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpListener, TcpStream},
@@ -20,6 +22,14 @@ pub struct Node {
     pub tracing: Tracing,
     address: SocketAddr,
     folder: TempDir,
+    counted: RefCell<Counted>,
+}
+
+/// Spans that were counted, and how much of the file was read for that.
+#[derive(Default)]
+struct Counted {
+    read: usize,
+    by_process: BTreeMap<u32, usize>,
 }
 
 impl Node {
@@ -35,7 +45,7 @@ impl Node {
         fs::write(&file, config).expect("the configuration can be written");
         let agent = agent.clone().limit(Duration::from_mins(4));
         let agent = agent.option("--node-config").option(file).option("--listen").option(address.to_string());
-        let mut node = Self { tracing: agent.run(), address, folder };
+        let mut node = Self { tracing: agent.run(), address, folder, counted: RefCell::default() };
         node.wait_until("it is ready", |node| node.get("/readyz").0 == 200);
         node
     }
@@ -82,13 +92,19 @@ impl Node {
         while !holds(self) {
             let ended = self.tracing.agent.has_ended();
             assert!(!ended && Instant::now() < deadline, "not so: {what}; the agent: {}", self.tracing.agent.error());
-            thread::sleep(Duration::from_millis(20));
+            thread::sleep(Duration::from_millis(50));
         }
     }
 
     /// Spans of a process so far.
     pub fn spans_of(&self, pid: u32) -> usize {
-        self.tracing.spans().iter().filter(|span| span.pid == pid).count()
+        let mut counted = self.counted.borrow_mut();
+        let (spans, read) = self.tracing.spans_from(counted.read);
+        counted.read = read;
+        for span in spans {
+            *counted.by_process.entry(span.pid).or_default() += 1;
+        }
+        counted.by_process.get(&pid).copied().unwrap_or_default()
     }
 
     /// Ends it.

@@ -37,7 +37,7 @@ fn started(run: &Run) -> Running {
 #[test]
 fn processes_are_traced_whether_they_start_before_or_after_the_agent_and_others_are_not() {
     let Some(_alone) = can_trace() else { return };
-    let running: Vec<_> = interpreters().into_iter().map(|i| (i, started(&job(i, 2000, "0.02")))).collect();
+    let running: Vec<_> = interpreters().into_iter().map(|i| (i, started(&job(i, 2000, "0.1")))).collect();
     let mut node = Node::start(&agent(), RULES);
     for (interpreter, process) in &running {
         node.wait_until(&format!("{interpreter}, which ran before, is traced"), |node| {
@@ -75,7 +75,7 @@ fn processes_are_traced_whether_they_start_before_or_after_the_agent_and_others_
 fn what_a_process_imports_is_seen_even_if_its_script_does_not_tell() {
     let Some(_alone) = can_trace() else { return };
     let mut node = Node::start(&agent(), RULES);
-    let hidden = started(&one_of(&[12, 11, 10]).program("node_hidden.py").args(["2000", "0.02"]));
+    let hidden = started(&one_of(&[12, 11, 10]).program("node_hidden.py").args(["2000", "0.1"]));
     node.wait_until("it is traced", |node| node.spans_of(hidden.pid()) > 2);
     hidden.signal(Signal::KILL);
     hidden.wait();
@@ -198,7 +198,7 @@ fn containers_are_traced_with_their_ids_and_shared_layers_once() {
     let mut before = Vec::new();
     for (interpreter, digit, user) in [(first, '1', false), (second, '2', false), (first, '3', true)] {
         let group = if user { None } else { group(digit) };
-        let run = contained(interpreter, &place, group.as_deref(), user, 3000, "0.02");
+        let run = contained(interpreter, &place, group.as_deref(), user, 1500, "0.1");
         before.push((interpreter, group, started(&run)));
     }
     let mut node = Node::start(&agent(), RULES);
@@ -272,7 +272,7 @@ fn the_kill_switch_detaches_all_probes_within_a_second_and_lets_tracing_go_on() 
     const BREAKPOINT: u8 = 0xcc;
     let Some(_alone) = can_trace() else { return };
     let interpreter = one_of(&[12, 11, 10]);
-    let process = started(&job(interpreter, 6000, "0.02"));
+    let process = started(&job(interpreter, 3000, "0.05"));
     let pid = process.pid();
     let gate = gate(pid);
     let mut node = Node::start(&agent(), &format!("{RULES}kill_switch: {{file: '{{folder}}/stop'}}\n"));
@@ -322,7 +322,7 @@ fn the_kill_switch_detaches_all_probes_within_a_second_and_lets_tracing_go_on() 
 fn a_change_of_rules_needs_no_restart_and_disarms_who_falls_out() {
     let Some(_alone) = can_trace() else { return };
     for_each(interpreters(), |interpreter| {
-        let process = started(&job(interpreter, 6000, "0.02"));
+        let process = started(&job(interpreter, 3000, "0.05"));
         let pid = process.pid();
         let mut node = Node::start(&agent(), RULES);
         node.wait_until("it is traced", |node| node.spans_of(pid) > 2);

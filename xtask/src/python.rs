@@ -5,6 +5,7 @@
 //!
 //! * `# floe: no-deps`: install exactly what is listed;
 //! * `# floe: python 3.11 3.10`: the interpreters to choose from, best first;
+//! * `# floe: python each 3.11 3.13`: one environment for each of these;
 //! * `# floe: python all`: one environment for each interpreter that is found.
 
 use std::collections::HashSet;
@@ -123,6 +124,7 @@ struct Directives {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Choice {
     Best(Vec<u8>),
+    Each(Vec<u8>),
     All,
 }
 
@@ -169,16 +171,22 @@ fn directives(text: &str) -> Result<Directives> {
         match directive.split_whitespace().collect::<Vec<_>>()[..] {
             ["no-deps"] => directives.no_deps = true,
             ["python", "all"] => directives.choice = Choice::All,
+            ["python", "each", ref versions @ ..] if !versions.is_empty() => {
+                directives.choice = Choice::Each(minors(versions, directive)?);
+            }
             ["python", ref versions @ ..] if !versions.is_empty() => {
-                let minors: Option<_> =
-                    versions.iter().map(|version| version.strip_prefix("3.")?.parse().ok()).collect();
-                directives.choice =
-                    Choice::Best(minors.with_context(|| format!("`# floe:{directive}`: not versions"))?);
+                directives.choice = Choice::Best(minors(versions, directive)?);
             }
             _ => bail!("`# floe:{directive}` is not known"),
         }
     }
     Ok(directives)
+}
+
+/// The minors of `3.11 3.13`.
+fn minors(versions: &[&str], directive: &str) -> Result<Vec<u8>> {
+    let minors: Option<_> = versions.iter().map(|version| version.strip_prefix("3.")?.parse().ok()).collect();
+    minors.with_context(|| format!("`# floe:{directive}`: not versions"))
 }
 
 /// Makes the environments of a requirements file that are not there yet.
@@ -202,6 +210,10 @@ fn choose(progress: &Progress, spec: &Spec) -> Result<Vec<Interpreter>> {
                 let best = minors.iter().find_map(|minor| able.iter().find(|found| found.version.1 == *minor));
                 best.cloned().into_iter().collect()
             }
+            Choice::Each(minors) => {
+                able.reverse();
+                minors.iter().filter_map(|minor| able.iter().find(|found| found.version.1 == *minor).cloned()).collect()
+            }
         }
     };
     let mut chosen = pick();
@@ -212,7 +224,7 @@ fn choose(progress: &Progress, spec: &Spec) -> Result<Vec<Interpreter>> {
     if chosen.is_empty() {
         let minors = match &spec.directives.choice {
             Choice::All => SUPPORTED.collect(),
-            Choice::Best(minors) => minors.clone(),
+            Choice::Best(minors) | Choice::Each(minors) => minors.clone(),
         };
         let versions: Vec<_> = minors.iter().map(|minor| format!("3.{minor}")).collect();
         let who = if is_root() { "" } else { ", with its venv module" };
@@ -284,11 +296,13 @@ mod tests {
         let given = directives("# floe: no-deps\n# floe: python 3.11 3.10\nx==1\n").unwrap();
         assert_eq!(given, Directives { no_deps: true, choice: Choice::Best(vec![11, 10]) });
         assert_eq!(directives("# floe: python all\n").unwrap().choice, Choice::All);
+        assert_eq!(directives("# floe: python each 3.11 3.13\n").unwrap().choice, Choice::Each(vec![11, 13]));
     }
 
     #[test]
     fn a_directive_that_is_not_known_is_refused() {
         assert!(directives("# floe: nodeps\n").is_err());
         assert!(directives("# floe: python 2.7\n").is_err());
+        assert!(directives("# floe: python each\n").is_err());
     }
 }

@@ -468,7 +468,7 @@ impl Attacher {
         let info = FunctionInfo {
             code: function.code.0,
             probe: id.0,
-            flags: shed,
+            flags: self.catalogue.probes()[id.0 as usize].function_flags() | shed,
             enter_plan: number(&plans.enter),
             exit_plan: number(&plans.exit),
         };

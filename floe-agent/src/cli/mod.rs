@@ -6,6 +6,7 @@ mod attach;
 mod doctor;
 mod exec;
 mod program;
+mod report;
 mod run;
 mod session;
 
@@ -47,6 +48,15 @@ enum Command {
         /// The process.
         #[arg(value_name = "PID")]
         pid: u32,
+    },
+    /// Draw the spans of `--output FILE.jsonl` as one HTML page that needs no network; no privileges are needed.
+    Report {
+        /// Files of OTLP/JSON lines; `-` is standard input.
+        #[arg(required = true, value_name = "FILE.jsonl")]
+        files: Vec<PathBuf>,
+        /// The page; `-` is standard output.
+        #[arg(short, long, value_name = "FILE.html")]
+        output: PathBuf,
     },
     /// Trace the pipelines of this machine, those that run and those that start, until SIGTERM or Ctrl-C.
     Run {
@@ -111,6 +121,7 @@ pub fn main() -> u8 {
     let result = match cli.command {
         Command::Exec { options, command } => exec::run(&options, &command),
         Command::Attach { options, pid } => attach::run(&options, pid),
+        Command::Report { files, output } => report::run(&files, &output),
         Command::Doctor { options } => doctor::run(&options),
         Command::Run { options, node } => run::run(&options, &node),
     };

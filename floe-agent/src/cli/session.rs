@@ -22,7 +22,7 @@ use crate::{
     kernel::{self, Counters, EventReader, WaitBounds, event::Event, trial},
     node::metrics::{EventState, Observer},
     process::run_id::RunSources,
-    trace::{Assembler, AssemblerStats, Clock},
+    trace::{Assembler, AssemblerStats, Clock, Hold, TraceStats},
     units::{Pid, boot_now},
 };
 
@@ -181,7 +181,14 @@ impl Session {
             tracing::info!("{late} times a process did not wait for the agent as long as the agent took");
         }
         if let Some(path) = stats {
-            let text = stats_json(&counters, &assembler.stats(), &report, &reports, started.elapsed(), startup_cpu);
+            let text = stats_json(
+                &counters,
+                (&assembler.stats(), &assembler.trace_stats()),
+                &report,
+                &reports,
+                started.elapsed(),
+                startup_cpu,
+            );
             std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
         }
         Ok(())
@@ -198,7 +205,7 @@ fn make_spans(
     state: &EventState,
     stop: &AtomicBool,
 ) -> (Assembler, EventReader) {
-    let mut assembler = Assembler::new(catalogue.clone(), clock());
+    let mut assembler = Assembler::new(catalogue.clone(), clock()).with_hold(Hold::default());
     let mut compared = Instant::now();
     loop {
         // Read before the ring: what is in the ring when this is set is still read.
@@ -208,6 +215,7 @@ fn make_spans(
         }
         if compared.elapsed() > CLOCK_PERIOD {
             assembler.set_clock(clock());
+            assembler.tick(boot_now());
             compared = Instant::now();
         }
         let mut paused = false;
@@ -248,7 +256,7 @@ fn make_spans(
 
 fn stats_json(
     counters: &BTreeMap<&str, u64>,
-    assembler: &AssemblerStats,
+    (assembler, traces): (&AssemblerStats, &TraceStats),
     report: &attach::Report,
     exports: &[ExportReport],
     elapsed: Duration,
@@ -267,6 +275,7 @@ fn stats_json(
             "unknown_probes": assembler.unknown_probes,
             "orphan_events": assembler.orphan_events,
         },
+        "traces": { "spans_held": traces.held, "spans_released": traces.released, "spans_unsampled": traces.unsampled },
         "functions_armed": report.functions_armed,
         "functions_disarmed": report.functions_disarmed,
         "late_answers": report.late_answers,

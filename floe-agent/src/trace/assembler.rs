@@ -12,8 +12,9 @@ use super::calls::{Enter, Leave};
 use super::clock::Clock;
 use super::finish::{Ending, ProcessEnd};
 use super::keys::Keys;
-use super::process::{Handle, Process, Trace};
+use super::process::{Handle, Process};
 use super::resource::ProcessFacts;
+use super::traces::{Hold, Trace, TraceStats, Traces};
 use crate::catalogue::Catalogue;
 use crate::kernel::event::{Event, Stamp};
 use crate::python::exception::ExceptionFacts;
@@ -111,7 +112,7 @@ pub(super) struct Core {
     pub(super) number: u64,
     pub(super) scope: InstrumentationScope,
     pub(super) limits: Limits,
-    pub(super) finished: Vec<FinishedSpan>,
+    pub(super) traces: Traces,
     pub(super) stats: AssemblerStats,
 }
 
@@ -137,7 +138,7 @@ impl Assembler {
                 number: 0,
                 scope,
                 limits: Limits::default(),
-                finished: Vec::new(),
+                traces: Traces::default(),
                 stats: AssemblerStats::default(),
             },
             processes: HashMap::new(),
@@ -164,6 +165,30 @@ impl Assembler {
         self
     }
 
+    /// Spans wait for their trace to be known. Without this, none does.
+    #[must_use]
+    pub fn with_hold(mut self, hold: Hold) -> Self {
+        self.core.traces.hold = hold;
+        self
+    }
+
+    /// Spans are made even where `TRACEPARENT` asks for none.
+    #[must_use]
+    pub fn keep_unsampled(mut self, keep: bool) -> Self {
+        self.core.traces.keep_unsampled = keep;
+        self
+    }
+
+    /// Says what time it is: spans that wait do not wait for ever.
+    pub fn tick(&mut self, now: BootNanos) {
+        self.core.traces.tick(now);
+    }
+
+    /// What became of spans that waited for their trace.
+    pub fn trace_stats(&self) -> TraceStats {
+        self.core.traces.stats
+    }
+
     /// Takes a new reading of the clocks. Spans that are open keep their start and their true duration.
     pub fn set_clock(&mut self, clock: Clock) {
         self.core.clock = clock;
@@ -181,7 +206,7 @@ impl Assembler {
 
     /// Takes the spans that have ended since the last call.
     pub fn drain(&mut self) -> Vec<FinishedSpan> {
-        std::mem::take(&mut self.core.finished)
+        self.core.traces.take_ready()
     }
 
     /// Says what a process is. May come before or after its first events; spans that end later have the new resource.
@@ -193,9 +218,11 @@ impl Assembler {
         if let Some(process) = self.processes.get_mut(&key) {
             process.resource = Arc::new(facts.resource());
             process.facts = facts;
+            self.core.settle_home(process);
         } else if self.processes.len() < self.limits.processes {
-            let trace = self.core.new_trace();
-            self.processes.insert(key, Process::new(facts, trace));
+            let mut process = Process::new(facts, self.core.new_trace());
+            self.core.settle_home(&mut process);
+            self.processes.insert(key, process);
         }
     }
 
@@ -245,6 +272,7 @@ impl Assembler {
         for key in keys {
             self.end_process(key, now, &Ending::incomplete(TRACING_ENDED));
         }
+        self.core.traces.end();
     }
 
     /// Ends all spans that are open, while their processes go on: tracing is paused.
@@ -291,10 +319,13 @@ impl Assembler {
     }
 
     fn fork(&mut self, stamp: &Stamp, child: Pid, child_epoch: Epoch) {
-        let Some((_, parent)) = self.process(stamp) else {
+        let Some((core, parent)) = self.process(stamp) else {
             return;
         };
-        let lineage = (Arc::clone(&parent.trace), parent.context(stamp.tid).map(|(span, _)| span));
+        let lineage = match parent.place(stamp.tid) {
+            (trace, Some(span), _) => (trace, Some(span)),
+            (trace, None, _) => (trace.below(core.ids.new_trace_id()), None),
+        };
         let facts = parent.facts.forked(child, child_epoch);
         self.begin_process(stamp, (child, child_epoch), Some(facts), Some(lineage));
     }
@@ -303,7 +334,8 @@ impl Assembler {
         let before = self.current.get(&stamp.pid).map(|epoch| (stamp.pid, *epoch));
         let lineage = before.filter(|key| key.1 != stamp.epoch).and_then(|key| {
             let process = self.processes.get(&key)?;
-            let lineage = (Arc::clone(&process.trace), process.context(stamp.tid).map(|(span, _)| span));
+            let (trace, span, _) = process.place(stamp.tid);
+            let lineage = (trace, span);
             self.end_process(key, stamp.time, &Ending::incomplete(PROCESS_CALLED_EXEC));
             Some(lineage)
         });
@@ -320,17 +352,17 @@ impl Assembler {
     ) {
         let known = self.processes.contains_key(&key);
         let stamp = Stamp { pid: key.0, epoch: key.1, lost: 0, ..*stamp };
-        let Some((_, process)) = self.process(&stamp) else {
+        let Some((core, process)) = self.process(&stamp) else {
             return;
         };
         if let (false, Some(facts)) = (known, facts) {
             process.resource = Arc::new(facts.resource());
             process.facts = facts;
         }
-        if let (false, Some((trace, inherited))) = (process.started, lineage) {
-            process.trace = trace;
-            process.inherited = inherited;
+        if lineage.is_some() {
+            process.lineage = lineage;
         }
+        core.settle_home(process);
     }
 
     fn exit(&mut self, stamp: &Stamp, process_ended: bool, code: u32) {
@@ -393,3 +425,7 @@ mod tests;
 #[cfg(test)]
 #[path = "rules_tests.rs"]
 mod rules_tests;
+
+#[cfg(test)]
+#[path = "home_tests.rs"]
+mod home_tests;

@@ -6,13 +6,16 @@ mod assembler;
 mod calls;
 mod clock;
 mod finish;
+mod home;
 pub mod ids;
 mod keys;
 mod process;
 mod resource;
 mod rules;
+mod traces;
 mod values;
 
 pub use assembler::{Assembler, AssemblerStats, FinishedSpan, Limits};
 pub use clock::Clock;
 pub use resource::{ProcessFacts, script_name};
+pub use traces::{Hold, TraceStats};
