@@ -107,7 +107,7 @@ fn of_500_short_processes_the_50_that_match_are_traced_completely() {
                         }
                         let mut command = Command::new(&interpreter.path);
                         command.args(["-B", "-S"]).arg(program("node_job.py")).args([&CALLS.to_string(), "0"]);
-                        command.arg(if n % 10 == 0 { "match" } else { "other" }).stdout(Stdio::null());
+                        command.arg(if n.is_multiple_of(10) { "match" } else { "other" }).stdout(Stdio::null());
                         assert!(command.status().expect("it starts").success());
                     }
                 });
