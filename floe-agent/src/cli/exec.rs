@@ -3,19 +3,19 @@
 use std::{
     ffi::OsString,
     os::unix::process::ExitStatusExt as _,
+    path::Path,
     process::{Command, ExitStatus},
 };
 
 use anyhow::{Context as _, Result};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{TraceOptions, program, session::Session};
-use crate::units::Pid;
+use super::{TraceOptions, session::Session};
+use crate::{process::launch::Launch, units::Pid};
 
 pub(super) fn run(options: &TraceOptions, command: &[OsString]) -> Result<u8> {
-    let (program, arguments) = command.split_first().context("no command given")?;
     let session = Session::start(options)?;
-    match supervise(&session, program, arguments) {
+    match supervise(&session, command) {
         Ok(status) => {
             session.finish()?;
             Ok(exit_code(status))
@@ -28,15 +28,17 @@ pub(super) fn run(options: &TraceOptions, command: &[OsString]) -> Result<u8> {
 }
 
 /// Starts the command, passes signals on, and waits for it.
-fn supervise(session: &Session, program: &OsString, arguments: &[OsString]) -> Result<ExitStatus> {
+fn supervise(session: &Session, command: &[OsString]) -> Result<ExitStatus> {
+    let (program, arguments) = command.split_first().context("no command given")?;
     let runtime = session.runtime();
     let (mut interrupt, mut terminate) = {
         let _inside = runtime.enter();
         (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
     };
-    for program in program::executables(program) {
-        session.attach.prepare(program);
-    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folder = std::env::current_dir().unwrap_or_default();
+    let launch = Launch { words: command, path: &path, folder: &folder, root: Path::new("/") };
+    session.attach.prepare(launch.executables());
     // The fork program selects the child in the moment it is made: not one instruction of it is missed.
     session.attach.select_children_of(Some(Pid(std::process::id())))?;
     let child = Command::new(program).args(arguments).spawn();

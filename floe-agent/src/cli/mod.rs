@@ -5,7 +5,7 @@
 mod attach;
 mod doctor;
 mod exec;
-mod program;
+mod probes;
 mod report;
 mod run;
 mod session;
@@ -41,6 +41,9 @@ enum Command {
         #[arg(last = true, required = true, value_name = "COMMAND")]
         command: Vec<std::ffi::OsString>,
     },
+    /// List, show and check probes.
+    #[command(subcommand)]
+    Probes(probes::ProbesCommand),
     /// Trace a running process and its descendants until it ends or Ctrl-C is pressed.
     Attach {
         #[command(flatten)]
@@ -121,6 +124,7 @@ pub fn main() -> u8 {
     let result = match cli.command {
         Command::Exec { options, command } => exec::run(&options, &command),
         Command::Attach { options, pid } => attach::run(&options, pid),
+        Command::Probes(command) => probes::run(&command),
         Command::Report { files, output } => report::run(&files, &output),
         Command::Doctor { options } => doctor::run(&options),
         Command::Run { options, node } => run::run(&options, &node),

@@ -2,5 +2,6 @@
 
 pub mod container;
 pub mod identity;
+pub mod launch;
 pub mod maps;
 pub mod run_id;
