@@ -424,14 +424,17 @@ const MAX_CONTEXT_FILE: u64 = 4 << 20;
 fn facts(pid: Pid, epoch: Epoch, version: &str, sources: &RunSources) -> ProcessFacts {
     let arguments = identity::cmdline(pid).unwrap_or_default();
     let environ = identity::Environ::read(pid).unwrap_or_default();
-    ProcessFacts {
+    let mut facts = ProcessFacts {
         parent_pid: identity::Stat::read(pid).ok().map(|stat| stat.parent),
         run: run_id::find(sources, &arguments, &environ, |path| identity::file(pid, path, MAX_CONTEXT_FILE).ok()),
         command_line: arguments.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
         executable: identity::exe(pid).ok().map(|path| path.to_string_lossy().into_owned()),
         python_version: Some(version.to_owned()),
+        container: container::id(pid),
         ..ProcessFacts::unknown(pid, epoch)
-    }
+    };
+    facts.read_environment(|name| environ.get(name));
+    facts
 }
 
 /// Gives this thread real-time priority where that is allowed: somebody waits for it.

@@ -2,7 +2,7 @@
 
 use std::{
     ffi::OsString,
-    os::unix::process::ExitStatusExt as _,
+    os::unix::process::{CommandExt as _, ExitStatusExt as _},
     path::Path,
     process::{Command, ExitStatus},
 };
@@ -14,7 +14,14 @@ use super::{TraceOptions, session::Session};
 use crate::{process::launch::Launch, units::Pid};
 
 pub(super) fn run(options: &TraceOptions, command: &[OsString]) -> Result<u8> {
-    let session = Session::start(options)?;
+    let config = super::config::of_trace(options)?;
+    if config.disabled {
+        tracing::warn!("tracing is disabled (`disabled`, OTEL_SDK_DISABLED): the command runs without it");
+        let (program, arguments) = command.split_first().context("no command given")?;
+        let error = Command::new(program).args(arguments).exec();
+        return Err(error).with_context(|| cannot_run(program));
+    }
+    let session = Session::start(options, &config)?;
     match supervise(&session, command) {
         Ok(status) => {
             session.finish()?;
@@ -43,9 +50,7 @@ fn supervise(session: &Session, command: &[OsString]) -> Result<ExitStatus> {
     session.attach.select_children_of(Some(Pid(std::process::id())))?;
     let child = Command::new(program).args(arguments).spawn();
     session.attach.select_children_of(None)?;
-    let mut child = child.with_context(|| {
-        format!("cannot run `{}`; check the command's name and that it is in PATH", program.to_string_lossy())
-    })?;
+    let mut child = child.with_context(|| cannot_run(program))?;
     let pid = child.id().cast_signed();
     let (done, mut ended) = tokio::sync::oneshot::channel();
     let waiter = std::thread::spawn(move || {
@@ -66,6 +71,10 @@ fn supervise(session: &Session, command: &[OsString]) -> Result<ExitStatus> {
     });
     let _ = waiter.join();
     Ok(status.context("the command could not be waited for")??)
+}
+
+fn cannot_run(program: &OsString) -> String {
+    format!("cannot run `{}`; check the command's name and that it is in PATH", program.to_string_lossy())
 }
 
 /// As a shell gives it: 128 and the signal's number if a signal ended it.

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -55,6 +55,8 @@ pub(super) fn run(options: &TraceOptions, node: &RunOptions) -> Result<u8> {
     if let Some(listen) = node.listen {
         settings.internal_metrics.listen = listen;
     }
+    let config = super::config::of_trace(options)?;
+    ensure!(!config.disabled, "tracing is disabled (`disabled`, OTEL_SDK_DISABLED); set it to false to run");
     // Before any other thread: capabilities belong to threads.
     if !node.keep_capabilities {
         let left = privileges::drop_others()?;
@@ -68,7 +70,7 @@ pub(super) fn run(options: &TraceOptions, node: &RunOptions) -> Result<u8> {
             );
         }
     }
-    let session = Session::start_with(options, Some(selector.clone()))?;
+    let session = Session::start_with(options, &config, Some(selector.clone()))?;
     match Node::start(&session, node, settings, selector) {
         Ok(node) => {
             let watched = session.runtime().block_on(node.watch());

@@ -21,7 +21,7 @@ use prometheus_client::{
 use super::usage::ProcessUsage;
 use crate::{
     attach::{AnswerTimes, Request, Snapshot},
-    export::{ExportReport, Pipeline},
+    export::{Counted, Pipeline},
     kernel::{Counters, EventReader},
     trace::{Assembler, AssemblerStats},
     units::boot_now,
@@ -138,7 +138,8 @@ struct Sample {
     counters: Vec<(Counter, u64)>,
     spans: AssemblerStats,
     undecodable: u64,
-    exports: Vec<(ExportReport, usize)>,
+    /// By output and kind of item.
+    exports: Vec<(String, &'static str, Counted)>,
     usage: ProcessUsage,
 }
 
@@ -280,20 +281,18 @@ impl Collector for Sample {
             },
         )?;
 
-        let exports = |value: fn(&ExportReport) -> u64, result: &'static str| {
-            self.exports
-                .iter()
-                .map(move |(report, _)| (vec![("sink", report.sink.as_str()), ("result", result)], value(report)))
-        };
-        let results =
-            exports(|r| r.sent, "sent").chain(exports(|r| r.failed, "failed")).chain(exports(|r| r.dropped, "dropped"));
-        w.counters(
-            "exported_spans",
-            "Spans that were handed to an output, by what became of them.",
-            results.collect(),
-        )?;
-        let queues = self.exports.iter().map(|(report, queued)| (vec![("sink", report.sink.as_str())], *queued as u64));
-        w.gauges("queue_spans", "Spans that wait for an output.", queues.collect())?;
+        let mut results = Vec::new();
+        let mut queues = Vec::new();
+        for (sink, items, counted) in &self.exports {
+            let Counted { sent, failed, dropped, waiting } = *counted;
+            for (result, n) in [("sent", sent), ("failed", failed), ("dropped", dropped)] {
+                results.push((vec![("sink", sink.as_str()), ("items", *items), ("result", result)], n));
+            }
+            queues.push((vec![("sink", sink.as_str()), ("items", *items)], waiting));
+        }
+        let help = "Spans and log records that were handed to an output, by what became of them.";
+        w.counters("exported", help, results)?;
+        w.gauges("queue", "Spans and log records that wait for an output.", queues)?;
 
         w.seconds("cpu", "CPU time of the agent.", self.usage.cpu.as_secs_f64())?;
         w.gauge("resident_memory_bytes", "Memory of the agent.", self.usage.memory)?;
@@ -315,7 +314,7 @@ mod tests {
         let sample = Sample {
             snapshot,
             counters: vec![(Counter::Calls, 7), (Counter::WaitNanos, 1_500_000_000)],
-            exports: vec![(ExportReport { sink: "a.jsonl".into(), sent: 9, ..ExportReport::default() }, 4)],
+            exports: vec![("a.jsonl".into(), "spans", Counted { sent: 9, waiting: 4, ..Counted::default() })],
             ..Sample::default()
         };
         let text = sample.text();
@@ -326,8 +325,8 @@ mod tests {
             "floe_agent_wait_seconds_total 1.5",
             "floe_agent_processes_refused_total{reason=\"version\"} 3",
             "floe_agent_events_lost_total{cause=\"buffer_full\"} 0",
-            "floe_agent_exported_spans_total{sink=\"a.jsonl\",result=\"sent\"} 9",
-            "floe_agent_queue_spans{sink=\"a.jsonl\"} 4",
+            "floe_agent_exported_total{sink=\"a.jsonl\",items=\"spans\",result=\"sent\"} 9",
+            "floe_agent_queue{sink=\"a.jsonl\",items=\"spans\"} 4",
             "floe_agent_answer_seconds_bucket{le=\"0.0001\"} 5",
             "floe_agent_answer_seconds_bucket{le=\"+Inf\"} 6",
             "floe_agent_answer_seconds_count 6",

@@ -11,8 +11,8 @@ use opentelemetry_semantic_conventions::attribute as semconv;
 
 use crate::{process::identity, units::Pid};
 
-/// Largest `cgroup` file that is read.
-const MAX_BYTES: u64 = 64 << 10;
+/// Most bytes of a file of `/proc` that are read.
+const MAX_BYTES: u64 = 256 << 10;
 /// Where a pod that may talk to the Kubernetes API finds its own namespace, below its root directory.
 const NAMESPACE_FILE: &str = "var/run/secrets/kubernetes.io/serviceaccount/namespace";
 
@@ -30,13 +30,10 @@ pub struct Container {
 impl Container {
     /// Of a process; of one that has ended, nothing.
     pub fn of(pid: Pid) -> Self {
-        let mut text = Vec::new();
-        let read =
-            File::open(format!("/proc/{pid}/cgroup")).and_then(|file| file.take(MAX_BYTES).read_to_end(&mut text));
-        if read.is_err() {
-            return Self::default();
-        }
-        Self::parse(&String::from_utf8_lossy(&text))
+        let mut found = Self::parse(&read(pid, "cgroup"));
+        // Where the container has hidden its control groups, the mounts that the runtime made name it.
+        found.id = found.id.or_else(|| id_in_mounts(&read(pid, "mountinfo")));
+        found
     }
 
     /// From the text of `/proc/<pid>/cgroup`: lines `hierarchy:controllers:path`.
@@ -65,6 +62,25 @@ impl Container {
     pub fn is_some(&self) -> bool {
         self.id.is_some() || self.pod_uid.is_some()
     }
+}
+
+/// The id of a process's container.
+pub fn id(pid: Pid) -> Option<String> {
+    Container::of(pid).id
+}
+
+/// A file of a process; empty if it has ended.
+fn read(pid: Pid, name: &str) -> String {
+    let mut text = Vec::new();
+    let file = File::open(format!("/proc/{pid}/{name}"));
+    let _ = file.and_then(|file| file.take(MAX_BYTES).read_to_end(&mut text));
+    String::from_utf8_lossy(&text).into_owned()
+}
+
+/// From a mount of `/etc/hostname` like `/var/lib/docker/containers/<id>/hostname`.
+fn id_in_mounts(text: &str) -> Option<String> {
+    let line = text.lines().find(|line| line.contains(" /etc/hostname "))?;
+    line.split(['/', ' ']).find_map(container_id)
 }
 
 /// The id in a segment like `<id>`, `docker-<id>.scope`, `cri-containerd-<id>.scope`, `crio-<id>`, `libpod-<id>.scope` or
@@ -130,7 +146,8 @@ fn is_dns_name(text: &str) -> bool {
         && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.')
 }
 
-/// Resource attributes of a process that tell where it runs: its pid in its own pid namespace, its container, its pod.
+/// Resource attributes of a process that tell where it runs, beside its container's id: its pid in its own pid namespace, its
+/// pod.
 pub fn attributes(pid: Pid) -> Vec<KeyValue> {
     let mut all = Vec::new();
     let status = identity::Status::read(pid).ok();
@@ -146,7 +163,6 @@ pub fn attributes(pid: Pid) -> Vec<KeyValue> {
         all.extend(namespace.map(|name| KeyValue::new(semconv::K8S_NAMESPACE_NAME, name)));
         all.extend(pod.map(|name| KeyValue::new(semconv::K8S_POD_NAME, name)));
     }
-    all.extend(container.id.map(|id| KeyValue::new(semconv::CONTAINER_ID, id)));
     all
 }
 
@@ -245,6 +261,10 @@ mod tests {
         assert_eq!(found(&format!("/kubepods.slice/crio-conmon-{ID}.scope")).0, None);
         assert_eq!(Container::parse(""), Container::default());
         assert_eq!(Container::parse("garbage\n::\n"), Container::default());
+        let mounts =
+            format!("1 2 0:1 / / rw - overlay\n3 4 8:1 /docker/containers/{ID}/hostname /etc/hostname rw - ext4\n");
+        assert_eq!(id_in_mounts(&mounts).as_deref(), Some(ID));
+        assert_eq!(id_in_mounts("3 4 8:1 / /etc/hostname rw - ext4"), None);
     }
 
     #[test]

@@ -13,9 +13,9 @@ use super::clock::Clock;
 use super::finish::{Ending, ProcessEnd};
 use super::keys::Keys;
 use super::process::{Handle, Process};
-use super::resource::ProcessFacts;
+use super::resource::{ProcessFacts, ResourceDefaults};
 use super::traces::{Hold, Trace, TraceStats, Traces};
-use crate::catalogue::Catalogue;
+use crate::catalogue::{Catalogue, Moment};
 use crate::kernel::event::{Event, Stamp};
 use crate::python::exception::ExceptionFacts;
 use crate::units::{BootNanos, Epoch, Pid, Tid};
@@ -39,6 +39,8 @@ pub struct FinishedSpan {
     pub resource: Arc<Resource>,
     /// The span.
     pub span: SpanData,
+    /// What the sampled flag of the context says that was given to the process from outside, if there was one.
+    pub sampled: Option<bool>,
 }
 
 /// Bounds of what the assembler keeps. What goes beyond is dropped and counted.
@@ -114,6 +116,7 @@ pub(super) struct Core {
     pub(super) limits: Limits,
     pub(super) traces: Traces,
     pub(super) stats: AssemblerStats,
+    defaults: Arc<ResourceDefaults>,
 }
 
 impl Assembler {
@@ -138,6 +141,7 @@ impl Assembler {
                 number: 0,
                 scope,
                 limits: Limits::default(),
+                defaults: Arc::default(),
                 traces: Traces::default(),
                 stats: AssemblerStats::default(),
             },
@@ -155,6 +159,13 @@ impl Assembler {
     pub fn with_limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
         self.core.limits = limits;
+        self
+    }
+
+    /// With what the configuration says of resources.
+    #[must_use]
+    pub fn with_defaults(mut self, defaults: ResourceDefaults) -> Self {
+        self.core.defaults = Arc::new(defaults);
         self
     }
 
@@ -210,12 +221,14 @@ impl Assembler {
     }
 
     /// Says what a process is. May come before or after its first events; spans that end later have the new resource.
-    pub fn process_seen(&mut self, facts: ProcessFacts) {
+    pub fn process_seen(&mut self, mut facts: ProcessFacts) {
         let key = (facts.pid, facts.epoch);
+        facts.defaults = Arc::clone(&self.core.defaults);
         if self.ended.contains(&key) {
             return;
         }
         if let Some(process) = self.processes.get_mut(&key) {
+            facts.descends_from(&process.facts);
             process.resource = Arc::new(facts.resource());
             process.facts = facts;
             self.core.settle_home(process);
@@ -250,12 +263,14 @@ impl Assembler {
         match event {
             Event::Enter { stamp, probe, depth, recursion, object, fields } => {
                 if let Some((core, process)) = self.process(&stamp) {
+                    process.learn(core.catalogue.fields(probe, Moment::Enter), &fields);
                     core.enter(process, &stamp, Enter { probe, depth, recursion, object, fields });
                 }
             }
             Event::Return { stamp, call, probe, outcome, object, fields } => {
                 let exception = self.exception_of(&stamp, call);
                 if let Some((core, process)) = self.process(&stamp) {
+                    process.learn(core.catalogue.fields(probe, Moment::Exit), &fields);
                     core.leave(process, &stamp, Leave { call, probe, outcome, object, exception, fields });
                 }
             }
@@ -308,7 +323,9 @@ impl Assembler {
                 return None;
             }
             let trace = self.core.new_trace();
-            self.processes.insert(key, Process::new(ProcessFacts::unknown(key.0, key.1), trace));
+            let mut facts = ProcessFacts::unknown(key.0, key.1);
+            facts.defaults = Arc::clone(&self.core.defaults);
+            self.processes.insert(key, Process::new(facts, trace));
         }
         let process = self.processes.get_mut(&key)?;
         if stamp.lost > 0 {
@@ -332,6 +349,7 @@ impl Assembler {
 
     fn exec(&mut self, stamp: &Stamp) {
         let before = self.current.get(&stamp.pid).map(|epoch| (stamp.pid, *epoch));
+        let facts = before.and_then(|key| Some(self.processes.get(&key)?.facts.clone()));
         let lineage = before.filter(|key| key.1 != stamp.epoch).and_then(|key| {
             let process = self.processes.get(&key)?;
             let (trace, span, _) = process.place(stamp.tid);
@@ -340,6 +358,10 @@ impl Assembler {
             Some(lineage)
         });
         self.begin_process(stamp, (stamp.pid, stamp.epoch), None, lineage);
+        if let (Some(before), Some(process)) = (facts, self.processes.get_mut(&(stamp.pid, stamp.epoch))) {
+            process.facts.descends_from(&before);
+            process.resource = Arc::new(process.facts.resource());
+        }
     }
 
     /// A process begins by fork or exec. It may already be known: facts and events come on different ways.

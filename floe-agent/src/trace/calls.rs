@@ -13,6 +13,7 @@ use super::traces::Trace;
 use super::values::{self, Values};
 use crate::catalogue::{Kind, Moment, Probe, Role, SpanRef, SpanRule};
 use crate::kernel::event::{FieldValue, Outcome, Stamp};
+use crate::process::run_id::Source;
 use crate::python::exception::ExceptionFacts;
 use crate::units::{BootNanos, ProbeId, Tid, UserAddr};
 
@@ -439,7 +440,9 @@ impl Core {
         }
         self.stats.spans += 1;
         self.stats.incomplete += u64::from(matches!(ending, Ending::Incomplete { .. }));
-        self.traces.finished(&trace, FinishedSpan { resource: Arc::clone(&process.resource), span }, time);
+        let given = process.facts.run.as_ref().filter(|run| run.source == Source::Traceparent);
+        let sampled = given.map(|run| run.sampled);
+        self.traces.finished(&trace, FinishedSpan { resource: Arc::clone(&process.resource), span, sampled }, time);
     }
 }
 

@@ -9,6 +9,7 @@ mod finish;
 mod home;
 pub mod ids;
 mod keys;
+mod log;
 mod process;
 mod resource;
 mod rules;
@@ -17,5 +18,6 @@ mod values;
 
 pub use assembler::{Assembler, AssemblerStats, FinishedSpan, Limits};
 pub use clock::Clock;
-pub use resource::{ProcessFacts, script_name};
+pub use log::FinishedLog;
+pub use resource::{ProcessFacts, ResourceDefaults, script_name};
 pub use traces::{Hold, TraceStats};

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use opentelemetry::Key;
 use opentelemetry::trace::{Event, Link, SpanContext, SpanId, TraceFlags, TraceId, TraceState};
 use opentelemetry_sdk::Resource;
 
@@ -12,6 +13,7 @@ use super::resource::ProcessFacts;
 use super::traces::Trace;
 use super::values::Values;
 use crate::catalogue::{Role, SpanRef};
+use crate::kernel::event::{FieldValue, Value};
 use crate::units::{BootNanos, ProbeId, Tid, UserAddr};
 
 /// Events of one span, and links of one span; more are dropped and counted. OpenTelemetry's default limits.
@@ -157,6 +159,19 @@ impl Process {
             commands: Vec::new(),
             open: 0,
             started: false,
+        }
+    }
+
+    /// Takes in what captured fields say of the whole process. Spans that end later have the new resource.
+    pub(super) fn learn(&mut self, names: &[Key], fields: &[FieldValue]) {
+        let mut learned = false;
+        for FieldValue { field, value, .. } in fields {
+            if let (Some(name), Value::Str { text, .. }) = (names.get(usize::from(*field)), value) {
+                learned |= self.facts.learn(name.as_str(), text);
+            }
+        }
+        if learned {
+            self.resource = Arc::new(self.facts.resource());
         }
     }
 
