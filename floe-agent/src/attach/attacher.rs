@@ -233,9 +233,10 @@ impl Attacher {
                 match self.files.examine(&mut self.kernel, pid) {
                     Ok(Program::Launcher) => self.starting.push((pid, Instant::now())),
                     Ok(Program::NewInterpreter) => self.late.push((pid, epoch, Instant::now())),
-                    // Of a process that is not selected what it starts is reported as well.
+                    // Of a process that is not selected what it starts is reported as well, and nobody asked for it.
                     Ok(Program::Other) if epoch != Epoch(0) => self.foresee(pid),
-                    Ok(Program::Other | Program::KnownInterpreter) => {}
+                    Ok(Program::Refused(refusal)) if epoch != Epoch(0) => self.refused(pid, &refusal),
+                    Ok(Program::Other | Program::Refused(_) | Program::KnownInterpreter) => {}
                     Err(error) => tracing::warn!("{error}"),
                 }
                 return;
