@@ -3,8 +3,8 @@
 //! An event's way through the rooms: [`kernel`] (eBPF programs, ring buffers, decoding) → [`trace`] (spans, parents,
 //! ids) → [`export`] (terminal, files, OTLP). What is probed comes from the [`catalogue`]; [`python`] reads an
 //! interpreter from the outside; [`attach`] uses both to arm functions while the traced thread waits; [`process`] knows
-//! what a process is; [`config`] what the agent was told; [`report`] draws the spans of a file. [`cli`] ties them together.
-//! `ARCHITECTURE.md` walks one span from start to end.
+//! what a process is; [`config`] what the agent was told; [`node`] decides which processes of a machine are traced;
+//! [`report`] draws the spans of a file. [`cli`] ties them together. `ARCHITECTURE.md` walks one span from start to end.
 
 pub mod attach;
 pub mod catalogue;
@@ -12,6 +12,7 @@ pub mod cli;
 pub mod config;
 pub mod export;
 pub mod kernel;
+pub mod node;
 pub mod process;
 pub mod python;
 pub mod report;

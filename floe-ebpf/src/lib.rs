@@ -172,6 +172,8 @@ pub mod function_flags {
     pub const LOADER: u32 = 1;
     /// Disarmed in this process, though armed in one it was forked from; or still called through the gate.
     pub const DISARMED: u32 = 2;
+    /// Calls are left out for now, to save load.
+    pub const SHED: u32 = 64;
     /// Its result is a context manager, which is remembered in `CONTEXTS`.
     pub const CONTEXT_MANAGER: u32 = 4;
     /// `__exit__` of context managers: only calls whose first argument is in `CONTEXTS` are looked at; they take it out.
@@ -629,8 +631,10 @@ pub mod urgent {
     pub const STACK_CONFIG: u32 = 5;
     /// The thread holds the GIL, as user space asked for.
     pub const RENDEZVOUS: u32 = 6;
-    /// A selected process called exec. Nobody waits.
+    /// A selected process called exec; with [`super::setting::NODE`] any process. Nobody waits.
     pub const EXEC: u32 = 7;
+    /// `Py_RunMain` of a process that is not selected, with [`super::setting::NODE`]: is it to be?
+    pub const DECIDE: u32 = 16;
     /// A function was called after which there may be more functions to arm; `arg0` is its probe.
     pub const SCAN: u32 = 8;
     /// An exception leaves a call that began at `arg0`; it is in the thread state. Or, where `arg1` is not 0, it comes into
@@ -685,9 +689,19 @@ shared! {
         pub wake_at: u32,
         /// Processes of this tgid's children are selected (the agent while it starts a command); 0: none.
         pub select_children_of: u32,
-        /// Not used.
-        pub reserved: u32,
+        /// [`setting`].
+        pub flags: u32,
     }
+}
+
+/// Bits of [`Settings::flags`].
+pub mod setting {
+    /// Every process may come to be traced: execs of all are reported, and `Py_RunMain` of all asks.
+    pub const NODE: u32 = 1;
+    /// Armed functions are called as if they were not.
+    pub const PAUSED: u32 = 2;
+    /// Calls are recorded without attributes.
+    pub const NO_FIELDS: u32 = 4;
 }
 
 macro_rules! counters {
@@ -722,6 +736,14 @@ counters! {
     RunMain = "run_main_hits",
     /// Hits of `Py_RunMain` in others.
     RunMainForeign = "run_main_hits_not_selected",
+    /// Processes that were not selected and asked at `Py_RunMain`.
+    Decisions = "decisions",
+    /// Executed programs that were reported although their process is not selected.
+    Execs = "execs_not_selected",
+    /// Attribute plans that were left out to save load.
+    ShedPlans = "attributes_shed",
+    /// Calls that were left out to save load.
+    ShedCalls = "calls_shed",
     /// Gate hits of a function that is in no table.
     UnknownFunction = "unknown_functions",
     /// Gate hits of a function whose code object is not the one that was armed.

@@ -22,6 +22,7 @@ pub struct Agent {
     options: Vec<OsString>,
     packs: bool,
     limit: Option<Duration>,
+    behind: Vec<OsString>,
 }
 
 impl Agent {
@@ -96,6 +97,21 @@ impl Agent {
         Tracing { agent: self.limited(run).start(), files }
     }
 
+    /// Starts the node agent.
+    pub(crate) fn run(&self) -> Tracing {
+        let files = Files::new();
+        let mut words = self.words("run", &files);
+        let run = Run::new(words.remove(0)).args(words).behind(self.behind.clone());
+        Tracing { agent: self.limited(run).start(), files }
+    }
+
+    /// With a command before the agent, such as `setpriv` with its options.
+    #[must_use]
+    pub fn behind(mut self, words: &[&str]) -> Self {
+        self.behind = words.iter().map(OsString::from).collect();
+        self
+    }
+
     fn limited(&self, run: Run) -> Run {
         match self.limit {
             Some(limit) => run.limit(limit),
@@ -143,6 +159,14 @@ impl Tracing {
         let text = fs::read_to_string(self.files.spans()).unwrap_or_default();
         let complete = text.rfind('\n').map_or("", |end| &text[..end]);
         Span::parse(complete)
+    }
+
+    /// The spans behind the first so many bytes of the file, and how many bytes those and these are.
+    pub(crate) fn spans_from(&self, read: usize) -> (Vec<Span>, usize) {
+        let text = fs::read_to_string(self.files.spans()).unwrap_or_default();
+        let new = text.get(read..).unwrap_or_default();
+        let complete = new.rfind('\n').map_or("", |end| &new[..=end]);
+        (Span::parse(complete), read + complete.len())
     }
 
     /// Waits until some spans are in the file.

@@ -3,6 +3,7 @@
 mod functions;
 mod guarding;
 mod meeting;
+mod node;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -69,6 +70,12 @@ pub(super) struct Attacher {
     meetings: HashMap<Pid, Vec<LinkId>>,
     /// Processes that were met once more because the first time took too long.
     retried: HashSet<Pid>,
+    /// Processes that are to be let go of as soon as they are met.
+    leaving: HashSet<Pid>,
+    /// All probes are taken away for now.
+    paused: bool,
+    /// How much load is shed, 0 to 3.
+    shedding: u8,
     /// Packs whose version was reported, per process.
     reported: HashSet<(Pid, String)>,
     report: Report,
@@ -121,6 +128,9 @@ impl Attacher {
             late: Vec::new(),
             meetings: HashMap::new(),
             retried: HashSet::new(),
+            leaving: HashSet::new(),
+            paused: false,
+            shedding: 0,
             reported: HashSet::new(),
             report: Report::default(),
         })
@@ -129,6 +139,9 @@ impl Attacher {
     /// The thread's body.
     pub(super) fn run(&mut self, mut urgent: UrgentReader, inbox: &mpsc::Receiver<Request>) -> Report {
         make_urgent();
+        if let Err(error) = self.watch_all() {
+            tracing::error!("{error}");
+        }
         loop {
             let pause = if self.starting.is_empty() { Duration::from_millis(10) } else { Duration::from_micros(200) };
             urgent.wait(pause);
@@ -145,6 +158,9 @@ impl Attacher {
                     Ok(Request::Stop) | Err(mpsc::TryRecvError::Disconnected) => {
                         self.stop(&mut urgent);
                         return std::mem::take(&mut self.report);
+                    }
+                    Ok(Request::Pause(reply)) => {
+                        let _ = reply.send(self.pause(&mut urgent));
                     }
                     Ok(request) => self.serve(request),
                     Err(mpsc::TryRecvError::Empty) => break,
@@ -166,7 +182,23 @@ impl Attacher {
                 let _ = reply.send(());
             }
             Request::Ended(pid, epoch) => self.ended(pid, epoch),
-            Request::Stop => {}
+            Request::Discovered(pid) => self.discovered(pid),
+            Request::Examine(_) if self.paused => {}
+            Request::Examine(pid) => {
+                if let Err(error) = self.files.examine(&mut self.kernel, pid) {
+                    tracing::debug!("{error}");
+                }
+            }
+            Request::Selected(reply) => {
+                let _ = reply.send(self.selected());
+            }
+            Request::Release(pid) => self.release(pid),
+            Request::Resume => self.resume(),
+            Request::Shed(level) => self.shed(level),
+            Request::Snapshot(reply) => {
+                let _ = reply.send(self.snapshot());
+            }
+            Request::Pause(_) | Request::Stop => {} // served by `run`
         }
     }
 
@@ -202,17 +234,21 @@ impl Attacher {
                 match self.files.examine(&mut self.kernel, pid) {
                     Ok(Program::Launcher) => self.starting.push((pid, Instant::now())),
                     Ok(Program::NewInterpreter) => self.late.push((pid, epoch, Instant::now())),
-                    Ok(Program::Other) => self.foresee(pid),
-                    Ok(Program::Refused(refusal)) => self.verdict(pid, "refused", None, Some(refusal.to_string())),
-                    Ok(Program::KnownInterpreter) => {}
+                    // Of a process that is not selected what it starts is reported as well, and nobody asked for it.
+                    Ok(Program::Other) if epoch != Epoch(0) => self.foresee(pid),
+                    Ok(Program::Refused(refusal)) if epoch != Epoch(0) => self.refused(pid, &refusal),
+                    Ok(Program::Other | Program::Refused(_) | Program::KnownInterpreter) => {}
                     Err(error) => tracing::warn!("{error}"),
                 }
                 return;
             }
+            urgent::DECIDE => self.decide(pid, wait),
             urgent::RUN_MAIN => self.adopt(pid, epoch, wait),
             urgent::RENDEZVOUS => {
                 done_with = self.meetings.remove(&pid).unwrap_or_default();
-                self.adopt(pid, epoch, wait);
+                if !self.leave(pid, epoch, wait) {
+                    self.adopt(pid, epoch, wait);
+                }
             }
             urgent::MODULE => self.imported(pid, epoch, record, wait),
             urgent::SWITCH => {
@@ -229,6 +265,7 @@ impl Attacher {
         }
         let took = boot_now().0.saturating_sub(record.token) / 1000;
         self.report.slowest_answer_us = self.report.slowest_answer_us.max(took);
+        self.report.answers.add(took);
         tracing::debug!("process {pid}: answered urgent record of kind {} after {took} µs", record.kind);
         self.kernel.acknowledge(Tid(record.tid), record.token);
         self.kernel.detach(done_with);
@@ -262,7 +299,13 @@ impl Attacher {
             (_, Some(reason)) => eprintln!("floe-agent: process {pid} is not traced: {reason}"),
             _ => {}
         }
-        self.report.processes.push(Verdict { pid: pid.0, verdict, python, reason });
+        self.report.add(Verdict { pid: pid.0, verdict, python, reason });
+    }
+
+    /// Says that a process is refused.
+    fn refused(&mut self, pid: Pid, refusal: &Refusal) {
+        *self.report.refused.entry(refusal.kind()).or_default() += 1;
+        self.verdict(pid, "refused", None, Some(refusal.to_string()));
     }
 
     /// Begins to trace a process of which one thread waits with the GIL held.
@@ -279,7 +322,7 @@ impl Attacher {
                     self.meet(pid, &located.file, located.bias);
                 }
             }
-            Err(refusal) => self.verdict(pid, "refused", None, Some(refusal.to_string())),
+            Err(refusal) => self.refused(pid, &refusal),
         }
     }
 
@@ -342,7 +385,12 @@ impl Attacher {
         self.kernel.set_process(pid, info).map_err(kernel_error)?;
         let version = interpreter.version();
         // Sent before the first function is armed, so that it arrives before the first event.
-        let _ = self.news.send(News::Process(Box::new(facts(pid, epoch, &version, &self.options.run_sources))));
+        let mut known = facts(pid, epoch, &version, &self.options.run_sources);
+        known.attributes.extend(match &self.options.select {
+            Some(select) => select.attributes(pid),
+            None => container::attributes(pid),
+        });
+        let _ = self.news.send(News::Process(Box::new(known)));
         let file = located.file.identity();
         self.spaces.insert(
             epoch,
@@ -367,6 +415,9 @@ impl Attacher {
 
     /// A process has ended: forgets its functions, unless a child that was forked from it lives.
     fn ended(&mut self, pid: Pid, epoch: Epoch) {
+        self.retried.remove(&pid);
+        self.leaving.remove(&pid);
+        self.reported.retain(|(other, _)| *other != pid);
         let links = self.meetings.remove(&pid).unwrap_or_default();
         self.kernel.detach(links);
         self.kernel.cancel_rendezvous(pid);

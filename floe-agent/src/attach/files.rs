@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use super::guards::Guards;
+use super::{guards::Guards, twins};
 use crate::{
     kernel::{Kernel, KernelError, LinkId, Site, nop5},
     python::{
@@ -46,6 +46,8 @@ impl OpenFile {
 pub(super) enum Known {
     /// It holds CPython.
     Interpreter(Box<KnownInterpreter>),
+    /// It is the same to the kernel as another one, which is probed.
+    Twin(Arc<InterpreterFile>, FileIdentity),
     /// It loads CPython from a library.
     Launcher,
     /// It is a CPython that is not traced.
@@ -126,21 +128,31 @@ impl Files {
         Self { known: HashMap::new(), guards: Guards::default(), keep_inlining }
     }
 
+    /// Interpreter files that are probed.
+    pub(super) fn probed(&self) -> usize {
+        self.known.values().filter(|known| matches!(known, Known::Interpreter(_))).count()
+    }
+
     /// The interpreter files, for looking them up in a process's mappings.
     pub(super) fn interpreters(&self) -> Vec<Arc<InterpreterFile>> {
         self.known
             .values()
             .filter_map(|known| match known {
                 Known::Interpreter(known) => Some(known.file.clone()),
+                Known::Twin(file, _) => Some(file.clone()),
                 Known::Launcher | Known::Refused(_) | Known::Other => None,
             })
             .collect()
     }
 
     pub(super) fn get_mut(&mut self, identity: FileIdentity) -> Option<&mut KnownInterpreter> {
+        let identity = match self.known.get(&identity)? {
+            Known::Twin(_, twin) => *twin,
+            _ => identity,
+        };
         match self.known.get_mut(&identity)? {
             Known::Interpreter(known) => Some(known),
-            Known::Launcher | Known::Refused(_) | Known::Other => None,
+            Known::Twin(..) | Known::Launcher | Known::Refused(_) | Known::Other => None,
         }
     }
 
@@ -161,7 +173,7 @@ impl Files {
         let Ok(identity) = open.identity() else { return Ok(Program::Other) };
         match self.known.get(&identity) {
             Some(Known::Launcher) => return Ok(Program::Launcher),
-            Some(Known::Interpreter(_)) => return Ok(Program::KnownInterpreter),
+            Some(Known::Interpreter(_) | Known::Twin(..)) => return Ok(Program::KnownInterpreter),
             Some(Known::Refused(refusal)) => return Ok(Program::Refused(refusal.clone())),
             Some(Known::Other) => return Ok(Program::Other),
             None => {}
@@ -206,6 +218,17 @@ impl Files {
 
     /// Makes an interpreter file known and attaches to its `Py_RunMain`.
     fn add(&mut self, kernel: &mut Kernel, file: Arc<InterpreterFile>, open: OpenFile) -> Result<(), KernelError> {
+        let twin = file.run_main().and_then(|offset| {
+            let alike = |(identity, known): &(&FileIdentity, &Known)| {
+                matches!(known, Known::Interpreter(_)) && twins::alike(**identity, file.identity())
+            };
+            let (&twin, _) = self.known.iter().find(alike)?;
+            twins::has_breakpoint(&open.path(), offset).then_some(twin)
+        });
+        if let Some(twin) = twin {
+            self.known.insert(file.identity(), Known::Twin(file, twin));
+            return Ok(());
+        }
         // The link lives as long as the programs do.
         if let Some(offset) = file.run_main() {
             kernel.attach(Site::RunMain, &open.path(), offset, None)?;

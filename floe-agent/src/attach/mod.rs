@@ -8,6 +8,7 @@
 //! * `traced`: one traced process: its interpreter and its armed functions.
 //! * `guards`: functions in C that are watched while anything is armed.
 //! * `survey`: which functions a probe stands for.
+//! * `twins`: files that are one to the kernel.
 //! * `attacher`: the thread itself.
 
 mod attacher;
@@ -15,12 +16,16 @@ mod files;
 mod guards;
 pub mod survey;
 mod traced;
+mod twins;
 
 use std::{
+    collections::{BTreeMap, VecDeque},
     sync::{Arc, mpsc},
     thread::JoinHandle,
+    time::Duration,
 };
 
+use opentelemetry::KeyValue;
 use serde::Serialize;
 use thiserror::Error;
 
@@ -42,6 +47,27 @@ pub struct Options {
     pub run_sources: RunSources,
     /// How long processes wait.
     pub bounds: WaitBounds,
+    /// Who decides which processes of the machine are traced; without, only what is asked for.
+    pub select: Option<Arc<dyn Select>>,
+}
+
+/// Decides which processes of a machine are traced. Children of a traced process are, unless they are excluded.
+pub trait Select: Send + Sync + std::fmt::Debug {
+    /// What it says of a process. Asked while the process waits.
+    fn judge(&self, pid: Pid) -> Judgement;
+    /// Resource attributes that tell where a process runs.
+    fn attributes(&self, pid: Pid) -> Vec<KeyValue>;
+}
+
+/// What [`Select`] says of a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Judgement {
+    /// It is traced.
+    Selected,
+    /// It is not, as far as it is known.
+    NotSelected,
+    /// It must not be.
+    Excluded,
 }
 
 /// A request to the thread.
@@ -55,6 +81,22 @@ pub enum Request {
     Attach(Pid, mpsc::Sender<Result<Attached, AttachError>>),
     /// A traced process has ended.
     Ended(Pid, Epoch),
+    /// A running process was found that is to be traced, with its descendants.
+    Discovered(Pid),
+    /// Probe the interpreter of a running process, for those that start later.
+    Examine(Pid),
+    /// Which processes are selected.
+    Selected(mpsc::Sender<Vec<Pid>>),
+    /// Let go of a traced process.
+    Release(Pid),
+    /// Take all probes away. Answers how long it took.
+    Pause(mpsc::Sender<Duration>),
+    /// Put them back.
+    Resume,
+    /// Take load off: 0 (none) to 3.
+    Shed(u8),
+    /// Tell how things stand.
+    Snapshot(mpsc::Sender<Snapshot>),
     /// Disarm what can be disarmed and end.
     Stop,
 }
@@ -95,6 +137,8 @@ pub enum AttachError {
 pub enum News {
     /// A process is traced.
     Process(Box<ProcessFacts>),
+    /// All tracing is paused: what is open will not be seen to end.
+    Paused,
     /// An exception was read while its thread waited: it leaves this call, or comes into it if it is an `__exit__`.
     Exception {
         /// The process.
@@ -125,11 +169,22 @@ pub struct Verdict {
     pub reason: Option<String>,
 }
 
+/// Verdicts that are kept in the report; older ones go.
+const MAX_VERDICTS: usize = 4096;
+
 /// What the thread did.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Report {
-    /// Verdicts, in order.
-    pub processes: Vec<Verdict>,
+    /// The last verdicts, in order.
+    pub processes: VecDeque<Verdict>,
+    /// Python processes that were looked at and were not selected before.
+    pub processes_seen: u64,
+    /// Verdicts by what they are.
+    pub verdicts: BTreeMap<&'static str, u64>,
+    /// Refusals by their kind.
+    pub refused: BTreeMap<&'static str, u64>,
+    /// Processes that were let go of.
+    pub processes_released: u64,
     /// Functions armed.
     pub functions_armed: u64,
     /// Functions disarmed because their calls were nested too deep.
@@ -138,6 +193,57 @@ pub struct Report {
     pub late_answers: u64,
     /// Longest time to an answer, in microseconds.
     pub slowest_answer_us: u64,
+    /// How long answers took.
+    pub answers: AnswerTimes,
+}
+
+impl Report {
+    fn add(&mut self, verdict: Verdict) {
+        *self.verdicts.entry(verdict.verdict).or_default() += 1;
+        if self.processes.len() >= MAX_VERDICTS {
+            self.processes.pop_front();
+        }
+        self.processes.push_back(verdict);
+    }
+}
+
+/// How long waiting threads waited for an answer.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct AnswerTimes {
+    /// Answers that took at most as long as the [`BOUNDS`](Self::BOUNDS) say and longer than the bound before; the last: longer.
+    pub counts: [u64; Self::BOUNDS.len() + 1],
+    /// All times together, in microseconds.
+    pub sum_us: u64,
+}
+
+impl AnswerTimes {
+    /// In microseconds.
+    pub const BOUNDS: [u64; 10] = [100, 250, 500, 1_000, 2_500, 5_000, 10_000, 50_000, 100_000, 500_000];
+
+    fn add(&mut self, us: u64) {
+        let place = Self::BOUNDS.iter().position(|&bound| us <= bound).unwrap_or(Self::BOUNDS.len());
+        self.counts[place] += 1;
+        self.sum_us += us;
+    }
+}
+
+/// How things stand in the thread.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// What it did.
+    pub report: Report,
+    /// Processes with armed functions.
+    pub processes: u64,
+    /// Armed functions in them.
+    pub functions: u64,
+    /// Interpreter files that are probed.
+    pub interpreters: u64,
+    /// Probes that are attached.
+    pub probes: u64,
+    /// Tracing is paused.
+    pub paused: bool,
+    /// How much load is shed.
+    pub shedding: u8,
 }
 
 /// The running thread.

@@ -64,6 +64,11 @@ impl Traced {
         }
     }
 
+    /// The armed functions.
+    pub(super) fn functions(&self) -> Vec<UserAddr> {
+        self.armed.keys().copied().collect()
+    }
+
     /// Disarms everything; gives the functions.
     pub(super) fn disarm_all(&mut self) -> Vec<UserAddr> {
         let all: Vec<_> = self.armed.keys().copied().collect();

@@ -1,13 +1,15 @@
 //! The command line.
 //!
-//! `exec` and `attach` differ only in which processes they select and when they end; both are a `session::Session`.
+//! `exec`, `attach` and `run` differ only in which processes they select and when they end; all are a `session::Session`.
 
 mod attach;
 mod config;
+mod doctor;
 mod exec;
 mod probes;
 mod progress;
 mod report;
+mod run;
 mod session;
 
 use std::path::PathBuf;
@@ -64,6 +66,20 @@ enum Command {
         #[arg(short, long, value_name = "FILE.html")]
         output: PathBuf,
     },
+    /// Trace the pipelines of this machine, those that run and those that start, until SIGTERM or Ctrl-C.
+    Run {
+        #[command(flatten)]
+        options: TraceOptions,
+        #[command(flatten)]
+        node: run::RunOptions,
+    },
+    /// Say whether tracing works on this machine, and for each Python whether it can be traced; with the fix for each problem.
+    ///
+    /// Exit code 0: tracing works; 1: it does not.
+    Doctor {
+        #[command(flatten)]
+        options: doctor::DoctorOptions,
+    },
 }
 
 /// Where to write, and what to trace.
@@ -118,6 +134,8 @@ pub fn main() -> u8 {
         Command::Config(command) => config::run(command),
         Command::Probes(command) => probes::run(&command),
         Command::Report { files, output } => report::run(&files, &output),
+        Command::Doctor { options } => doctor::run(&options),
+        Command::Run { options, node } => run::run(&options, &node),
     };
     result.unwrap_or_else(|error| {
         eprintln!("floe-agent: {error:#}");

@@ -18,11 +18,12 @@ use serde_json::json;
 use super::TraceOptions;
 use super::progress::{self, Counts, Line};
 use crate::{
-    attach::{self, AttachThread, News, Request},
+    attach::{self, AttachThread, News, Request, Select},
     catalogue::{Catalogue, Loaded},
     config::Config,
     export::{ExportReport, Finish, Pipeline, Sampler, SamplingStats},
     kernel::{self, Counters, EventReader, WaitBounds, event::Event, trial},
+    node::metrics::{EventState, Observer},
     trace::{Assembler, AssemblerStats, Clock, LogStats, TraceStats},
     units::{Pid, boot_now},
 };
@@ -38,7 +39,8 @@ pub(super) struct Session {
     events: JoinHandle<Spans>,
     stop: Arc<AtomicBool>,
     pipeline: Arc<Pipeline>,
-    counters: Counters,
+    counters: Arc<Counters>,
+    state: Arc<EventState>,
     runtime: tokio::runtime::Runtime,
     stats: Option<std::path::PathBuf>,
     shutdown_timeout: Duration,
@@ -68,6 +70,11 @@ fn clock() -> Clock {
 impl Session {
     /// Sets everything up. Nothing has been traced if this fails.
     pub(super) fn start(options: &TraceOptions, config: &Config) -> Result<Self> {
+        Self::start_with(options, config, None)
+    }
+
+    /// As [`Self::start`]; whom `select` selects is traced.
+    pub(super) fn start_with(options: &TraceOptions, config: &Config, select: Option<Arc<dyn Select>>) -> Result<Self> {
         let loaded = if config.builtin_packs {
             Catalogue::load(&config.packs, &config.probes)
         } else {
@@ -98,10 +105,15 @@ impl Session {
             Arc::new(Pipeline::start(&config.outputs, config.queue, config.redaction.clone())?)
         };
         let (news_in, news) = mpsc::channel();
-        let options_ =
-            attach::Options { keep_inlining: config.keep_inlining, run_sources: config.run_sources.clone(), bounds };
+        let options_ = attach::Options {
+            keep_inlining: config.keep_inlining,
+            run_sources: config.run_sources.clone(),
+            bounds,
+            select,
+        };
         let attach = attach::start(kernel, urgent, catalogue.clone(), trial, options_, news_in)?;
         let stop = Arc::new(AtomicBool::new(false));
+        let state = Arc::new(EventState::default());
         let assembler = Assembler::new(catalogue, clock())
             .with_hold(config.hold)
             .with_logs(config.logs)
@@ -111,12 +123,12 @@ impl Session {
         let line = Line::start(config.progress);
         let events = {
             let (stop, pipeline, requests) = (stop.clone(), pipeline.clone(), attach.requests());
-            let counts = line.counts();
+            let (counts, state) = (line.counts(), state.clone());
             std::thread::Builder::new()
                 .name("floe-events".into())
                 .spawn(move || {
                     let way = Way { sampler, pipeline: &pipeline, counts: &counts };
-                    make_spans(events, assembler, way, &news, &requests, &stop)
+                    make_spans(events, assembler, way, &news, &requests, &state, &stop)
                 })
                 .context("cannot start the event thread")?
         };
@@ -125,7 +137,8 @@ impl Session {
             events,
             stop,
             pipeline,
-            counters,
+            counters: Arc::new(counters),
+            state,
             runtime,
             stats: options.stats.clone(),
             shutdown_timeout: config.shutdown_timeout,
@@ -138,6 +151,16 @@ impl Session {
     /// The runtime that exports; also for waiting.
     pub(super) fn runtime(&self) -> &tokio::runtime::Runtime {
         &self.runtime
+    }
+
+    /// A view of the session for those who watch it.
+    pub(super) fn observer(&self) -> Observer {
+        Observer {
+            attach: self.attach.requests(),
+            counters: self.counters.clone(),
+            events: self.state.clone(),
+            pipeline: Arc::downgrade(&self.pipeline),
+        }
     }
 
     /// Ends a session in which nothing was traced: nothing is printed.
@@ -156,6 +179,7 @@ impl Session {
             stop,
             pipeline,
             counters,
+            state: _,
             runtime,
             stats,
             shutdown_timeout,
@@ -211,6 +235,7 @@ fn make_spans(
     way: Way<'_>,
     news: &mpsc::Receiver<News>,
     requests: &mpsc::Sender<Request>,
+    state: &EventState,
     stop: &AtomicBool,
 ) -> Spans {
     let Way { mut sampler, pipeline, counts } = way;
@@ -227,22 +252,33 @@ fn make_spans(
             assembler.tick(boot_now());
             compared = Instant::now();
         }
-        while let Some(event) = reader.take() {
-            // News is sent before the first event that it concerns can be made.
+        let mut paused = false;
+        let mut tell = |assembler: &mut Assembler| {
             for news in news.try_iter() {
                 match news {
                     News::Process(facts) => assembler.process_seen(*facts),
                     News::Exception { pid, epoch, tid, call, exception } => {
                         assembler.exception(pid, epoch, tid, call, *exception);
                     }
+                    News::Paused => paused = true,
                 }
             }
+        };
+        tell(&mut assembler);
+        while let Some(event) = reader.take() {
+            // News is sent before the first event that it concerns can be made.
+            tell(&mut assembler);
             if let Event::Exit { stamp, process_ended: true, .. } = &event {
                 // If the thread has ended, there is nobody to tell.
                 let _ = requests.send(Request::Ended(Pid(stamp.pid.0), stamp.epoch));
             }
             assembler.handle(event);
         }
+        if paused {
+            // Calls that began before the pause were in the ring.
+            assembler.interrupt(boot_now());
+        }
+        state.set(&assembler, &reader);
         if last {
             assembler.end_of_input(boot_now());
             pipeline.send_logs(assembler.drain_logs());

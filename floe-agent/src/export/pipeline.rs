@@ -143,11 +143,15 @@ struct Sink {
 
 /// What the agent's own metrics say of one signal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Counted {
-    pub(super) sent: u64,
-    pub(super) failed: u64,
-    pub(super) dropped: u64,
-    pub(super) waiting: u64,
+pub struct Counted {
+    /// Written or accepted.
+    pub sent: u64,
+    /// Could not be written, or were refused.
+    pub failed: u64,
+    /// The queue had no room.
+    pub dropped: u64,
+    /// Wait in the queue.
+    pub waiting: u64,
 }
 
 /// The counters of a sink, and how full its queues are.
@@ -401,6 +405,13 @@ impl Pipeline {
     /// What became of the spans and log records so far. What waits counts as failed.
     pub fn reports(&self) -> Vec<ExportReport> {
         self.sinks.iter().map(|sink| sink.shared.report()).collect()
+    }
+
+    /// How things stand, by sink and kind of item.
+    pub fn state(&self) -> Vec<(String, &'static str, Counted)> {
+        let all =
+            self.sinks.iter().flat_map(|sink| [Signal::Traces, Signal::Logs].map(|signal| (&sink.shared, signal)));
+        all.map(|(shared, signal)| (shared.name.clone(), signal.items(), shared.counted(signal))).collect()
     }
 
     /// Lets the sinks write what they have, at most until the deadline, and says what became of everything.

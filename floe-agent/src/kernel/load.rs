@@ -1,7 +1,10 @@
 //! Loading the programs, attaching them, and their maps.
 
 use std::{
-    path::Path,
+    collections::BTreeMap,
+    fs::File,
+    os::fd::AsRawFd as _,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -14,7 +17,7 @@ use aya::{
     maps::{Array, HashMap, MapData, MapError, PerCpuArray, RingBuf},
     programs::{
         ProgramError, RawTracePoint, UProbe,
-        uprobe::{UProbeAttachLocation, UProbeScope},
+        uprobe::{UProbeAttachLocation, UProbeLink, UProbeLinkId, UProbeScope},
     },
 };
 use caps::Capability;
@@ -73,6 +76,14 @@ pub enum KernelError {
         /// Why.
         source: ProgramError,
     },
+    /// A file cannot be opened.
+    #[error("cannot open {} to attach to it: {source}", .path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// A map operation failed.
     #[error("cannot access the eBPF map {map}: {source}")]
     Map {
@@ -84,7 +95,7 @@ pub enum KernelError {
 }
 
 /// What a uprobe is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Site {
     /// Entry of armed functions.
     GateEnter,
@@ -128,7 +139,20 @@ impl Site {
 
 /// An attached probe; detach it with [`Kernel::detach`].
 #[derive(Debug)]
-pub struct LinkId(Site, aya::programs::uprobe::UProbeLinkId);
+pub struct LinkId(u64);
+
+/// Where a probe is, or is to be again after a pause.
+struct Attachment {
+    site: Site,
+    /// What was asked for; for messages.
+    path: PathBuf,
+    /// Keeps the file that the probe is in reachable.
+    file: File,
+    offset: FileOffset,
+    thread: Option<Tid>,
+    /// `None` while the kernel is paused.
+    link: Option<UProbeLinkId>,
+}
 
 /// How long a traced thread waits for the agent at most.
 #[derive(Clone, Copy, Debug)]
@@ -172,6 +196,9 @@ pub struct Kernel {
     rendezvous: HashMap<MapData, u32, u32>,
     epochs: Array<MapData, u64>,
     own_hits: Arc<AtomicU64>,
+    attached: BTreeMap<u64, Attachment>,
+    next_attachment: u64,
+    paused: bool,
 }
 
 /// Reads the programs' counters; may be used from any thread.
@@ -241,7 +268,7 @@ pub fn load(bounds: WaitBounds) -> Result<(Kernel, UrgentReader, EventReader, Co
         task_exit_code: types.member("task_struct", "exit_code")?,
         wake_at: 512 << 10,
         select_children_of: 0,
-        reserved: 0,
+        flags: 0,
     };
     let btf = AyaBtf::from_sys_fs().ok();
     let mut ebpf = EbpfLoader::new().btf(btf.as_ref()).load(OBJECT)?;
@@ -271,6 +298,9 @@ pub fn load(bounds: WaitBounds) -> Result<(Kernel, UrgentReader, EventReader, Co
         epochs: map!(Array, "EPOCHS"),
         own_hits,
         ebpf,
+        attached: BTreeMap::new(),
+        next_attachment: 0,
+        paused: false,
     };
     kernel.write_settings()?;
     for site in Site::ALL {
@@ -299,7 +329,8 @@ impl Kernel {
         self.settings_map.set(0, self.settings, 0).map_err(|source| KernelError::Map { map: "SETTINGS", source })
     }
 
-    /// Attaches `site` at an offset of a file, for all processes or for one thread.
+    /// Attaches `site` at an offset of a file, for all processes or for one thread. What is attached for all while the kernel
+    /// is paused is attached when the pause ends.
     pub fn attach(
         &mut self,
         site: Site,
@@ -307,19 +338,40 @@ impl Kernel {
         offset: FileOffset,
         thread: Option<Tid>,
     ) -> Result<LinkId, KernelError> {
+        let open = File::open(file).map_err(|source| KernelError::File { path: file.to_owned(), source })?;
+        let mut attachment = Attachment { site, path: file.to_owned(), file: open, offset, thread, link: None };
+        if !self.paused || thread.is_some() {
+            attachment.link = Some(self.link(&attachment)?);
+        }
+        self.next_attachment += 1;
+        self.attached.insert(self.next_attachment, attachment);
+        Ok(LinkId(self.next_attachment))
+    }
+
+    fn link(&mut self, attachment: &Attachment) -> Result<UProbeLinkId, KernelError> {
+        let Attachment { site, path, file, offset, thread, link: _ } = attachment;
         let scope = match thread.and_then(|tid| std::num::NonZeroU32::new(tid.0)) {
             Some(tid) => UProbeScope::OneProcess(tid),
             None => UProbeScope::AllProcesses,
         };
-        let link = self
-            .uprobe(site.program())
-            .attach(UProbeAttachLocation::AbsoluteOffset(offset.0), file, scope)
-            .map_err(|source| KernelError::Attach {
+        let inode = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        self.uprobe(site.program()).attach(UProbeAttachLocation::AbsoluteOffset(offset.0), &inode, scope).map_err(
+            |source| KernelError::Attach {
                 site: site.program(),
-                target: format!("{} at offset {offset}", file.display()),
+                target: format!("{} at offset {offset}", path.display()),
                 source,
-            })?;
-        Ok(LinkId(site, link))
+            },
+        )
+    }
+
+    fn take(&mut self, site: Site, link: UProbeLinkId) -> Option<UProbeLink> {
+        match self.uprobe(site.program()).take_link(link) {
+            Ok(link) => Some(link),
+            Err(error) => {
+                tracing::warn!("cannot detach {}: {error}", site.program());
+                None
+            }
+        }
     }
 
     /// Detaches probes, in the background.
@@ -328,16 +380,71 @@ impl Kernel {
     /// among those are the ones in which a traced thread waits for us. So nobody who answers them may wait for a detach.
     pub fn detach(&mut self, links: impl IntoIterator<Item = LinkId>) {
         let mut taken = Vec::new();
-        for LinkId(site, link) in links {
-            match self.uprobe(site.program()).take_link(link) {
-                Ok(link) => taken.push(link),
-                Err(error) => tracing::warn!("cannot detach {}: {error}", site.program()),
+        for LinkId(id) in links {
+            if let Some(Attachment { site, link: Some(link), file, .. }) = self.attached.remove(&id) {
+                taken.extend(self.take(site, link).map(|link| (link, file)));
             }
         }
         if !taken.is_empty() {
             // If the thread cannot be started the links are dropped here.
             let _ = std::thread::Builder::new().name("floe-detach".into()).spawn(move || drop(taken));
         }
+    }
+
+    /// Takes all probes away that are there for all processes, and remembers them. Each is detached by a thread of its own:
+    /// the breakpoint goes at once, but then the kernel waits, and the next one must not wait with it. Gives the threads.
+    pub fn pause(&mut self) -> Vec<std::thread::JoinHandle<()>> {
+        self.paused = true;
+        let wanted: Vec<u64> =
+            self.attached.iter().filter(|(_, a)| a.thread.is_none() && a.link.is_some()).map(|(&id, _)| id).collect();
+        let mut threads = Vec::new();
+        for id in wanted {
+            let Some(attachment) = self.attached.get_mut(&id) else { continue };
+            let (site, link) = (attachment.site, attachment.link.take());
+            if let Some(link) = link.and_then(|link| self.take(site, link)) {
+                let detach = std::thread::Builder::new().name("floe-detach".into()).spawn(move || drop(link));
+                threads.extend(detach.ok());
+            }
+        }
+        threads
+    }
+
+    /// Puts the probes back that [`Self::pause`] took away, the guards first. What cannot be attached again is given up.
+    pub fn resume(&mut self) {
+        self.paused = false;
+        let mut wanted: Vec<(bool, u64)> = self
+            .attached
+            .iter()
+            .filter(|(_, a)| a.link.is_none())
+            .map(|(&id, a)| (!matches!(a.site, Site::StackSwitch | Site::StackConfig), id))
+            .collect();
+        wanted.sort_unstable();
+        for (_, id) in wanted {
+            let Some(mut attachment) = self.attached.remove(&id) else { continue };
+            match self.link(&attachment) {
+                Ok(link) => {
+                    attachment.link = Some(link);
+                    self.attached.insert(id, attachment);
+                }
+                Err(error) => tracing::warn!("{error}"),
+            }
+        }
+    }
+
+    /// Probes that are attached now.
+    pub fn probes(&self) -> usize {
+        self.attached.values().filter(|attachment| attachment.link.is_some()).count()
+    }
+
+    /// Turns a [`setting`] on or off.
+    pub fn set(&mut self, flag: u32, on: bool) -> Result<(), KernelError> {
+        self.settings.flags = if on { self.settings.flags | flag } else { self.settings.flags & !flag };
+        self.write_settings()
+    }
+
+    /// Whether a [`setting`] is on.
+    pub fn is_set(&self, flag: u32) -> bool {
+        self.settings.flags & flag != 0
     }
 
     /// A test process of the agent's own has hit the gate's program once: it is not to be counted.
@@ -387,6 +494,11 @@ impl Kernel {
     /// Registers an armed function.
     pub fn set_function(&mut self, key: FunctionKey, info: FunctionInfo) -> Result<(), KernelError> {
         self.functions.insert(key, info, 0).map_err(|source| KernelError::Map { map: "FUNCTIONS", source })
+    }
+
+    /// What is registered of a function.
+    pub fn function(&self, key: FunctionKey) -> Option<FunctionInfo> {
+        self.functions.get(&key, 0).ok()
     }
 
     /// Forgets an armed function.

@@ -89,6 +89,24 @@ impl Refusal {
         matches!(self, Self::NotReady { .. })
     }
 
+    /// What it is about, in a word, for counting.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::NotPython => "not_python",
+            Self::NotReady { .. } => "not_ready",
+            Self::UnsupportedVersion { .. } => "version",
+            Self::FreeThreaded => "free_threaded",
+            Self::DebugBuild => "debug_build",
+            Self::SelfCheckFailed { .. } => "self_check",
+            Self::NoGate(_) => "no_gate",
+            Self::GateProbe { .. } => "gate_probe",
+            Self::ReturnProbes { .. } => "return_probes",
+            Self::Gone { .. } => "gone",
+            Self::Denied { .. } => "denied",
+            Self::File(_) => "file",
+        }
+    }
+
     fn check(what: impl Into<String>) -> Self {
         Self::SelfCheckFailed { what: what.into() }
     }

@@ -27,6 +27,7 @@ const PROCESS_EXITED: &str = "process exited";
 const PROCESS_CALLED_EXEC: &str = "process called exec";
 const PROCESS_REPLACED: &str = "process ended unseen";
 const TRACING_ENDED: &str = "tracing ended";
+const TRACING_PAUSED: &str = "tracing paused";
 
 /// Ended processes that are remembered, so that late events of them are not taken for new processes.
 const REMEMBERED: usize = 4096;
@@ -310,6 +311,19 @@ impl Assembler {
             self.end_process(key, now, &Ending::incomplete(TRACING_ENDED));
         }
         self.core.traces.end();
+    }
+
+    /// Ends all spans that are open, while their processes go on: tracing is paused.
+    pub fn interrupt(&mut self, now: BootNanos) {
+        let ending = Ending::incomplete(TRACING_PAUSED);
+        for process in self.processes.values_mut() {
+            // Threads with commands last: commands count what ended under them.
+            let mut threads: Vec<Tid> = process.threads.keys().copied().collect();
+            threads.sort_unstable_by_key(|tid| (process.commands.iter().position(|(owner, _)| owner == tid), *tid));
+            for tid in threads {
+                self.core.close_above(process, tid, 0, now, &ending);
+            }
+        }
     }
 
     /// The process of an event; makes it known if it is not.

@@ -21,5 +21,5 @@ pub use assembler::{Assembler, AssemblerStats, FinishedSpan, Limits};
 pub use clock::Clock;
 pub use log::FinishedLog;
 pub use logs::{LogLevel, LogSettings, LogStats};
-pub use resource::{ProcessFacts, ResourceDefaults};
+pub use resource::{ProcessFacts, ResourceDefaults, script_name};
 pub use traces::{Hold, TraceStats};

@@ -220,7 +220,7 @@ fn host() -> &'static [(&'static str, String)] {
 }
 
 /// The name of the script or module that a Python command line runs: `dbt` for `python /usr/bin/dbt build`.
-fn script_name(command_line: &[String]) -> Option<String> {
+pub fn script_name(command_line: &[String]) -> Option<String> {
     let mut words = command_line.iter();
     let first = file_name(words.next()?)?;
     if !first.starts_with("python") {

@@ -12,7 +12,7 @@ use aya_ebpf::{
 use floe_ebpf::{
     CallEnter, CallReturn, ContextKey, Counter, FunctionInfo, FunctionKey, Header, Layout, MAX_ANCESTORS, MAX_DEPTH,
     MAX_STACK, MODULE_NAME_LEN, NO_PLAN, enter_flags, event, function_flags, module_wait, outcome, process_flags,
-    urgent,
+    setting, urgent,
 };
 
 use crate::{
@@ -288,7 +288,12 @@ fn enter(ctx: &ProbeContext) -> Option<()> {
         count(Counter::UnknownFunction);
         return None;
     };
-    if info.flags & function_flags::DISARMED != 0 {
+    let how = settings()?.flags;
+    if info.flags & function_flags::DISARMED != 0 || how & setting::PAUSED != 0 {
+        return None;
+    }
+    if info.flags & function_flags::SHED != 0 {
+        count(Counter::ShedCalls);
         return None;
     }
     // SAFETY: `thread` is a map value.
@@ -355,7 +360,10 @@ fn enter(ctx: &ProbeContext) -> Option<()> {
     }
 
     let mut len = size_of::<CallEnter>() as u64;
-    if info.enter_plan != NO_PLAN {
+    if info.enter_plan != NO_PLAN && how & setting::NO_FIELDS != 0 {
+        count(Counter::ShedPlans);
+        flags |= enter_flags::FIELDS_CUT;
+    } else if info.enter_plan != NO_PLAN {
         let mut machine =
             Machine { context: Context { thread, layout }, function, args, nargsf, kwnames, result: 0, raised: 0 };
         let (end, cut) = machine.run(info.enter_plan, len);
@@ -434,7 +442,10 @@ fn leave(ctx: &RetProbeContext) -> Option<()> {
     }
     let mut len = size_of::<CallReturn>() as u64;
     let mut flags = 0;
-    if frame.exit_plan != NO_PLAN {
+    if frame.exit_plan != NO_PLAN && settings()?.flags & setting::NO_FIELDS != 0 {
+        count(Counter::ShedPlans);
+        flags |= enter_flags::FIELDS_CUT;
+    } else if frame.exit_plan != NO_PLAN {
         let mut machine = Machine {
             context: Context { thread, layout },
             function: frame.function,

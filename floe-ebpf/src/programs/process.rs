@@ -9,7 +9,7 @@ use aya_ebpf::{
     macros::raw_tracepoint,
     programs::RawTracePointContext,
 };
-use floe_ebpf::{Counter, Header, MAX_ANCESTORS, ProcessEvent, ProcessInfo, event, process_flags, urgent};
+use floe_ebpf::{Counter, Header, MAX_ANCESTORS, ProcessEvent, ProcessInfo, event, process_flags, setting, urgent};
 
 use crate::{
     maps::{EVENTS, PROCESSES, THREADS, URGENT, count, next_epoch, settings},
@@ -121,9 +121,19 @@ pub fn process_exec(ctx: RawTracePointContext) -> i32 {
 #[inline(always)]
 fn executed(ctx: &RawTracePointContext) -> Option<()> {
     let (tgid, tid) = ids();
-    let process = PROCESSES.get_ptr(tgid)?;
+    let process = PROCESSES.get_ptr(tgid);
     // SAFETY: a map value.
-    if unsafe { (*process).flags } & process_flags::SELECTED == 0 {
+    let selected = process.is_some_and(|process| unsafe { (*process).flags } & process_flags::SELECTED != 0);
+    if !selected {
+        if process.is_some() {
+            // It was let go of, and has another memory now.
+            let _ = THREADS.remove(tid);
+            let _ = PROCESSES.remove(tgid);
+        }
+        if settings()?.flags & setting::NODE != 0 {
+            count(Counter::Execs);
+            report_exec(0, now());
+        }
         return None;
     }
     let old: u32 = ctx.arg(1);
@@ -134,7 +144,14 @@ fn executed(ctx: &RawTracePointContext) -> Option<()> {
     let _ = PROCESSES.insert(tgid, &info, u64::from(BPF_ANY));
     let header = Header { kind: event::EXEC, flags: 0, lost: 0, tgid, tid, epoch: info.epoch, time };
     send(ProcessEvent { header, other: 0, other_epoch: 0, code: 0 }, BPF_RB_NO_WAKEUP);
-    let mut record = record(urgent::EXEC, info.epoch, 0, 0, 0);
+    report_exec(info.epoch, time);
+    Some(())
+}
+
+/// Tells user space of a new program. Nobody waits.
+#[inline(always)]
+fn report_exec(epoch: u32, time: u64) {
+    let mut record = record(urgent::EXEC, epoch, 0, 0, 0);
     record.token = time;
     // SAFETY: the record is initialised.
     let sent = unsafe {
@@ -148,7 +165,6 @@ fn executed(ctx: &RawTracePointContext) -> Option<()> {
     if sent != 0 {
         count(Counter::LostUrgent);
     }
-    Some(())
 }
 
 /// A task ends.

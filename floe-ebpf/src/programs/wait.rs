@@ -17,7 +17,7 @@ use aya_ebpf::{
     macros::{uprobe, uretprobe},
     programs::{ProbeContext, RetProbeContext},
 };
-use floe_ebpf::{ACK_SLOTS, Counter, MODULE_NAME_LEN, Urgent, process_flags, urgent};
+use floe_ebpf::{ACK_SLOTS, Counter, MODULE_NAME_LEN, Urgent, process_flags, setting, urgent};
 
 use crate::maps::{ACKS, PROCESSES, RENDEZVOUS, URGENT, add, count, settings};
 
@@ -110,24 +110,39 @@ fn tgid() -> u32 {
     (bpf_get_current_pid_tgid() >> 32) as u32
 }
 
+/// The epoch of this process, if it is selected.
+#[inline(always)]
+fn selected() -> Option<u32> {
+    // SAFETY: the map is not resized; a value that changes meanwhile is a flag or an identity that is checked again.
+    let process = unsafe { PROCESSES.get(tgid()) }?;
+    if process.flags & process_flags::SELECTED == 0 { None } else { Some(process.epoch) }
+}
+
 /// `Py_RunMain`: the interpreter is initialised, no user code has run.
 #[uprobe(sleepable)]
 pub fn run_main(ctx: ProbeContext) -> u32 {
-    // SAFETY: the map is not resized; a value that changes meanwhile is a flag or an identity that is checked again.
-    let Some(process) = (unsafe { PROCESSES.get(tgid()) }) else {
-        count(Counter::RunMainForeign);
-        return 0;
-    };
-    if process.flags & process_flags::SELECTED == 0 {
-        count(Counter::RunMainForeign);
-        return 0;
-    }
-    count(Counter::RunMain);
-    let Some(settings) = settings() else { return 0 };
-    let mut record = record(urgent::RUN_MAIN, process.epoch, settings.long_wait, 0, 0);
-    // SAFETY: the context's registers.
-    ask(&mut record, unsafe { (*ctx.regs).rsp });
+    start(&ctx);
     0
+}
+
+#[inline(always)]
+fn start(ctx: &ProbeContext) -> Option<()> {
+    let settings = settings()?;
+    // SAFETY: the context's registers.
+    let stack = unsafe { (*ctx.regs).rsp };
+    let mut epoch = selected();
+    if epoch.is_none() && settings.flags & setting::NODE != 0 {
+        count(Counter::Decisions);
+        ask(&mut record(urgent::DECIDE, 0, settings.module_wait, 0, 0), stack);
+        epoch = selected();
+    }
+    let Some(epoch) = epoch else {
+        count(Counter::RunMainForeign);
+        return None;
+    };
+    count(Counter::RunMain);
+    ask(&mut record(urgent::RUN_MAIN, epoch, settings.long_wait, 0, 0), stack);
+    Some(())
 }
 
 /// A function that switches C stacks is called: wait until nothing is armed any more.

@@ -157,6 +157,7 @@ impl Attacher {
 
     /// Registers and arms one function.
     fn arm(&mut self, pid: Pid, epoch: Epoch, id: ProbeId, function: &FoundFunction) {
+        let shed = self.shed_flag(id);
         let Some(traced) = self.spaces.get_mut(epoch) else { return };
         if traced.armed.get(&function.function).is_some_and(|known| known.code == function.code) {
             return;
@@ -168,7 +169,7 @@ impl Attacher {
         let info = FunctionInfo {
             code: function.code.0,
             probe: id.0,
-            flags: probe.function_flags(),
+            flags: probe.function_flags() | shed,
             enter_plan: number(&plans.enter),
             exit_plan: number(&plans.exit),
         };

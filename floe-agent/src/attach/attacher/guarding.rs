@@ -126,7 +126,7 @@ impl Attacher {
             tracing::error!("{error}");
         }
         eprintln!("floe-agent: process {pid}: tracing stops here: {why}");
-        self.report.processes.push(Verdict { pid: pid.0, verdict: "stopped", python, reason: Some(why.into()) });
+        self.report.add(Verdict { pid: pid.0, verdict: "stopped", python, reason: Some(why.into()) });
     }
 
     /// Makes the programs ignore a function in this address space, also if it was armed in an ancestor's.

@@ -10,7 +10,7 @@ use floe_ebpf::{ProcessInfo, process_flags, urgent};
 
 use super::{Attacher, LATE_PATIENCE, LIBRARY_PATIENCE, Wait};
 use crate::{
-    attach::{AttachError, Attached},
+    attach::{AttachError, Attached, Judgement},
     kernel::{KernelError, Site, UrgentReader},
     process::identity,
     python::{
@@ -30,9 +30,8 @@ impl Attacher {
                     let path = located.file.elf().path().to_path_buf();
                     match self.files.ensure(&mut self.kernel, &located.file, &path) {
                         Ok(true) => {
-                            if let Some(info) = self.kernel.process(pid) {
-                                self.late.push((pid, Epoch(info.epoch), Instant::now()));
-                            }
+                            let epoch = self.kernel.process(pid).map_or(0, |info| info.epoch);
+                            self.late.push((pid, Epoch(epoch), Instant::now()));
                         }
                         Ok(false) => {}
                         Err(error) => tracing::warn!("{error}"),
@@ -46,8 +45,9 @@ impl Attacher {
                     self.starting.push((pid, since));
                 }
                 Err(refusal) => {
-                    if since.elapsed() < LIBRARY_PATIENCE && identity::is_alive(pid) {
-                        self.verdict(pid, "refused", None, Some(refusal.to_string()));
+                    let selected = self.kernel.process(pid).is_some();
+                    if selected && since.elapsed() < LIBRARY_PATIENCE && identity::is_alive(pid) {
+                        self.refused(pid, &refusal);
                     }
                 }
             }
@@ -66,6 +66,10 @@ impl Attacher {
             waiting
         });
         for (pid, epoch) in due {
+            if epoch == Epoch(0) {
+                self.late_in_node(pid);
+                continue;
+            }
             let missed = self
                 .kernel
                 .process(pid)
@@ -86,6 +90,9 @@ impl Attacher {
         }
         let version = self.attach_one(pid)?;
         for child in identity::descendants(pid).unwrap_or_default() {
+            if self.options.select.as_ref().is_some_and(|select| select.judge(child) == Judgement::Excluded) {
+                continue;
+            }
             // Not every descendant is a Python process.
             if let Err(error) = self.attach_one(child) {
                 tracing::info!("{error}");

@@ -1,0 +1,122 @@
+//! The node agent under test.
+
+use std::{
+    cell::RefCell,
+    collections::BTreeMap,
+    fs,
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+use crate::{Agent, Outcome, Tracing};
+
+/// A running node agent.
+pub struct Node {
+    /// The agent.
+    pub tracing: Tracing,
+    address: SocketAddr,
+    folder: TempDir,
+    counted: RefCell<Counted>,
+}
+
+/// Spans that were counted, and how much of the file was read for that.
+#[derive(Default)]
+struct Counted {
+    read: usize,
+    by_process: BTreeMap<u32, usize>,
+}
+
+impl Node {
+    /// Starts it with this configuration, in which `{folder}` stands for a folder of its own, and waits until it is ready.
+    #[track_caller]
+    pub fn start(agent: &Agent, config: &str) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder can be made");
+        // A port that was free a moment ago.
+        let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+        let address = free.expect("there is a free port");
+        let file = config_file(folder.path());
+        let config = config.replace("{folder}", &folder.path().to_string_lossy());
+        fs::write(&file, config).expect("the configuration can be written");
+        let agent = agent.clone().limit(Duration::from_mins(4));
+        let agent = agent.option("--node-config").option(file).option("--listen").option(address.to_string());
+        let mut node = Self { tracing: agent.run(), address, folder, counted: RefCell::default() };
+        node.wait_until("it is ready", |node| node.get("/readyz").0 == 200);
+        node
+    }
+
+    /// A file in the folder of its own.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Changes its configuration.
+    pub fn configure(&self, config: &str) {
+        fs::write(config_file(self.folder.path()), config).expect("the configuration can be written");
+        self.tracing.agent.signal(Signal::HUP);
+    }
+
+    /// Asks its server: status and body; 0 if it does not answer.
+    pub fn get(&self, path: &str) -> (u16, String) {
+        let ask = || -> std::io::Result<String> {
+            let mut stream = TcpStream::connect(self.address)?;
+            stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+            write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            Ok(answer)
+        };
+        let Ok(answer) = ask() else { return (0, String::new()) };
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
+        (status, body.to_owned())
+    }
+
+    /// The value of a metric.
+    #[track_caller]
+    pub fn metric(&self, name: &str) -> f64 {
+        let (status, text) = self.get("/metrics");
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
+        value.unwrap_or_else(|| panic!("there is no metric {name} (status {status}):\n{text}"))
+    }
+
+    /// Waits for something; panics if it does not come about.
+    #[track_caller]
+    pub fn wait_until(&mut self, what: &str, holds: impl Fn(&Self) -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !holds(self) {
+            let ended = self.tracing.agent.has_ended();
+            assert!(!ended && Instant::now() < deadline, "not so: {what}; the agent: {}", self.tracing.agent.error());
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Spans of a process so far.
+    pub fn spans_of(&self, pid: u32) -> usize {
+        let mut counted = self.counted.borrow_mut();
+        let (spans, read) = self.tracing.spans_from(counted.read);
+        counted.read = read;
+        for span in spans {
+            *counted.by_process.entry(span.pid).or_default() += 1;
+        }
+        counted.by_process.get(&pid).copied().unwrap_or_default()
+    }
+
+    /// Ends it.
+    #[track_caller]
+    pub fn stop(self) -> Outcome {
+        self.tracing.agent.signal(Signal::TERM);
+        let outcome = self.tracing.wait();
+        outcome.finished.expect(0);
+        outcome
+    }
+}
+
+fn config_file(folder: &Path) -> PathBuf {
+    folder.join("node.yaml")
+}
