@@ -33,9 +33,18 @@ struct Counted {
 }
 
 impl Node {
-    /// Starts it with this configuration, in which `{folder}` stands for a folder of its own, and waits until it is ready.
+    /// Starts it with this configuration, in which `{folder}` stands for a folder of its own, and waits until it is ready. It
+    /// dies with the thread that starts it, however that ends.
     #[track_caller]
     pub fn start(agent: &Agent, config: &str) -> Self {
+        Self::start_with(agent, &[], config)
+    }
+
+    /// As [`Self::start`], with more options of `setpriv`.
+    #[track_caller]
+    pub fn start_with(agent: &Agent, privileges: &[&str], config: &str) -> Self {
+        let words: Vec<_> = ["setpriv", "--pdeathsig", "KILL"].into_iter().chain(privileges.iter().copied()).collect();
+        let agent = agent.clone().behind(&words);
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
         // A port that was free a moment ago.
         let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
@@ -43,8 +52,12 @@ impl Node {
         let file = config_file(folder.path());
         let config = config.replace("{folder}", &folder.path().to_string_lossy());
         fs::write(&file, config).expect("the configuration can be written");
-        let agent = agent.clone().limit(Duration::from_mins(4));
-        let agent = agent.option("--node-config").option(file).option("--listen").option(address.to_string());
+        let agent = agent
+            .limit(Duration::from_mins(4))
+            .option("--node-config")
+            .option(file)
+            .option("--listen")
+            .option(address.to_string());
         let mut node = Self { tracing: agent.run(), address, folder, counted: RefCell::default() };
         node.wait_until("it is ready", |node| node.get("/readyz").0 == 200);
         node

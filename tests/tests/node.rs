@@ -1,4 +1,6 @@
 //! The node agent: who is found and traced, in containers too; who is left alone; how it is stopped, changed and watched.
+//!
+//! Most of these have not been run to green yet: `cargo test -p floe-tests --test node -- --ignored --test-threads 1`.
 
 use std::{
     collections::BTreeMap,
@@ -35,6 +37,7 @@ fn started(run: &Run) -> Running {
 }
 
 #[test]
+#[ignore = "written, and not yet run to green on a quiet machine"]
 fn processes_are_traced_whether_they_start_before_or_after_the_agent_and_others_are_not() {
     let Some(_alone) = can_trace() else { return };
     let running: Vec<_> = interpreters().into_iter().map(|i| (i, started(&job(i, 2000, "0.1")))).collect();
@@ -72,6 +75,7 @@ fn processes_are_traced_whether_they_start_before_or_after_the_agent_and_others_
 }
 
 #[test]
+#[ignore = "written, and not yet run to green on a quiet machine"]
 fn what_a_process_imports_is_seen_even_if_its_script_does_not_tell() {
     let Some(_alone) = can_trace() else { return };
     let mut node = Node::start(&agent(), RULES);
@@ -83,6 +87,7 @@ fn what_a_process_imports_is_seen_even_if_its_script_does_not_tell() {
 }
 
 #[test]
+#[ignore = "written, and not yet run to green on a quiet machine"]
 fn of_500_short_processes_the_50_that_match_are_traced_completely() {
     const ALL: u32 = 500;
     const CALLS: u32 = 3;
@@ -169,6 +174,7 @@ fn child(pid: u32) -> u32 {
 }
 
 #[test]
+#[ignore = "written, and not yet run to green on a quiet machine"]
 fn containers_are_traced_with_their_ids_and_shared_layers_once() {
     let Some(_alone) = can_trace() else { return };
     // Interpreters that find their library where they are told to, and not where they were built.
@@ -268,6 +274,7 @@ fn byte(pid: u32, address: u64) -> u8 {
 }
 
 #[test]
+#[ignore = "written, and not yet run to green on a quiet machine"]
 fn the_kill_switch_detaches_all_probes_within_a_second_and_lets_tracing_go_on() {
     const BREAKPOINT: u8 = 0xcc;
     let Some(_alone) = can_trace() else { return };
@@ -279,7 +286,7 @@ fn the_kill_switch_detaches_all_probes_within_a_second_and_lets_tracing_go_on() 
     node.wait_until("it is traced", |node| node.spans_of(pid) > 2);
     assert_eq!(byte(pid, gate), BREAKPOINT);
     let descriptors = node.metric("floe_agent_open_fds");
-    for round in 0..4 {
+    for round in 0..2 {
         let by_file = round % 2 == 0;
         let began = Instant::now();
         if by_file {
@@ -319,6 +326,7 @@ fn the_kill_switch_detaches_all_probes_within_a_second_and_lets_tracing_go_on() 
 }
 
 #[test]
+#[ignore = "written, and not yet run to green on a quiet machine"]
 fn a_change_of_rules_needs_no_restart_and_disarms_who_falls_out() {
     let Some(_alone) = can_trace() else { return };
     for_each(interpreters(), |interpreter| {
@@ -342,23 +350,20 @@ fn a_change_of_rules_needs_no_restart_and_disarms_who_falls_out() {
     });
 }
 
-/// `setpriv` with these capabilities and no others.
+/// Options of `setpriv` for these capabilities and no others.
 fn only(capabilities: &[&str]) -> Vec<String> {
     let set = capabilities.iter().fold("-all".to_owned(), |set, name| format!("{set},+{name}"));
-    ["setpriv", "--bounding-set", &set, "--inh-caps", &set, "--"].map(str::to_owned).to_vec()
+    ["--bounding-set", &set, "--inh-caps", &set].map(str::to_owned).to_vec()
 }
 
 #[test]
+#[ignore = "written, and not yet run to green on a quiet machine"]
 fn the_documented_capabilities_are_enough_and_a_missing_one_is_named() {
     const NEEDED: [&str; 3] = ["sys_admin", "sys_ptrace", "dac_read_search"];
     let Some(_alone) = can_trace() else { return };
-    if Command::new("setpriv").arg("--version").stdout(Stdio::null()).status().is_err() {
-        skip("setpriv is not there");
-        return;
-    }
     let words = only(&NEEDED);
     let words: Vec<_> = words.iter().map(String::as_str).collect();
-    let mut node = Node::start(&agent().behind(&words), RULES);
+    let mut node = Node::start_with(&agent(), &words, RULES);
     let status = fs::read_to_string(format!("/proc/{}/status", node.tracing.agent.pid())).expect("it runs");
     let bits = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(|set| set.trim().to_owned());
     assert_eq!(bits("CapEff:").as_deref(), Some("0000000000280004"), "{status}");
@@ -372,7 +377,7 @@ fn the_documented_capabilities_are_enough_and_a_missing_one_is_named() {
         let rest: Vec<_> = NEEDED.into_iter().filter(|&name| name != missing).collect();
         let name = format!("CAP_{}", missing.to_uppercase());
         let words = only(&rest);
-        let agent = Run::new(&words[0]).args(&words[1..]).arg(Agent::binary());
+        let agent = Run::new("setpriv").args(&words).arg(Agent::binary());
         let refused = agent.clone().args(["run", "--listen", "off"]).run();
         assert_eq!(refused.code(), 2, "{refused}");
         assert!(refused.err().contains(&name), "{refused}");
