@@ -93,7 +93,8 @@ fn candidates() -> Vec<PathBuf> {
     for folder in ["/usr/bin", "/usr/local/bin"] {
         candidates.extend(children(Path::new(folder)).into_iter().filter(|file| {
             let name = file.file_name().unwrap_or_default().to_string_lossy();
-            name.strip_prefix("python3").is_some_and(|rest| rest.chars().all(|c| ".0123456789dt".contains(c)))
+            let version = name.strip_prefix("python3").map(|rest| rest.strip_suffix("-dbg").unwrap_or(rest));
+            version.is_some_and(|rest| rest.chars().all(|c| ".0123456789dt".contains(c)))
         }));
     }
     candidates

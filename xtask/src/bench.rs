@@ -19,6 +19,9 @@ use crate::{agent, demo, setup, target, workspace};
 /// CPython 3.x that are measured, where they are found.
 const MINORS: [u8; 3] = [13, 12, 11];
 
+/// Assets of the Dagster fixture; each is a process of its own.
+const SELECT: &str = "orders,archive,largest";
+
 #[derive(Args)]
 pub struct Options {
     /// Pairs of runs for each figure
@@ -43,6 +46,8 @@ enum Which {
     Rate,
     /// A whole `dbt build`
     Dbt,
+    /// A whole `dagster asset materialize`
+    Dagster,
     /// Recorded events through assembly, sampling and OTLP export on one core
     Export,
 }
@@ -95,6 +100,12 @@ pub fn run(progress: &Progress, options: Options) -> Result<()> {
         for bin in environments(&dbt)? {
             println!("\n{}", version(&bin)?);
             bench.dbt(&bin)?;
+        }
+    }
+    if wants(Which::Dagster) {
+        for bin in environments(&|| Spec::load(workspace(), "floe"))? {
+            println!("\n{}", version(&bin)?);
+            bench.dagster(&bin)?;
         }
     }
     Ok(())
@@ -200,25 +211,44 @@ impl Bench {
         if project.exists() {
             fs::remove_dir_all(&project)?;
         }
-        let python = bin.join("python");
-        let status = Command::new(&python)
+        let status = Command::new(bin.join("python"))
             .arg(workspace().join("tests/fixtures/dbt/enlarge.py"))
             .arg(&project)
             .args(["--models", &self.options.models.to_string()])
             .stdout(Stdio::null())
             .status()?;
         ensure!(status.success(), "enlarge.py ended with {status}");
+        self.pairs("dbt build", bin, |command| {
+            command.arg(bin.join("dbt")).args(["build", "--project-dir", ".", "--profiles-dir", "."]);
+            command.current_dir(&project);
+            Ok(())
+        })
+    }
+
+    fn dagster(&self, bin: &Path) -> Result<()> {
+        let home = self.folder.join("dagster");
+        let fixture = workspace().join("tests/fixtures/dagster");
+        self.pairs("dagster asset materialize", bin, |command| {
+            if home.exists() {
+                fs::remove_dir_all(&home)?;
+            }
+            fs::create_dir_all(&home)?;
+            fs::copy(fixture.join("dagster.yaml"), home.join("dagster.yaml"))?;
+            command.arg(bin.join("dagster")).args(["asset", "materialize", "--select", SELECT, "-f"]);
+            command.arg(fixture.join("shop.py")).current_dir(&home);
+            command.env("DAGSTER_HOME", &home).env("SHOP_STATE", &home);
+            Ok(())
+        })
+    }
+
+    /// Pairs of runs of a command, traced and alone. `complete` prepares a run and adds the command's words.
+    fn pairs(&self, name: &str, bin: &Path, complete: impl Fn(&mut Command) -> Result<()>) -> Result<()> {
         let cpu_file = self.folder.join("cpu.txt");
         let once = |mut command: Command| -> Result<f64> {
-            command
-                .arg(&python)
-                .args(["-S", "-E"])
-                .arg(self.fixtures.join("cpu.py"))
-                .arg(&cpu_file)
-                .arg(bin.join("dbt"));
-            command.args(["build", "--project-dir", ".", "--profiles-dir", "."]).current_dir(&project);
+            command.arg(bin.join("python")).args(["-S", "-E"]).arg(self.fixtures.join("cpu.py")).arg(&cpu_file);
+            complete(&mut command)?;
             let status = command.stderr(Stdio::null()).stdout(Stdio::null()).status()?;
-            ensure!(status.success(), "dbt build ended with {status}");
+            ensure!(status.success(), "{name} ended with {status}");
             Ok(fs::read_to_string(&cpu_file)?.trim().parse()?)
         };
         once(Command::new("env"))?; // warm caches, parse state
@@ -240,8 +270,8 @@ impl Bench {
             running.push(agent("cpu_seconds") - agent("startup_cpu_seconds"));
             spans.push(stats["spans"].as_f64().unwrap_or(f64::NAN));
         }
-        print("dbt build, CPU time traced / untraced", &ratios, "");
-        print("dbt build, CPU time untraced", &seconds, "s");
+        print(&format!("{name}, CPU time traced / untraced"), &ratios, "");
+        print(&format!("{name}, CPU time untraced"), &seconds, "s");
         print("agent's CPU time, start-up", &startup, "s");
         print("agent's CPU time, running", &running, "s");
         print("spans", &spans, "");

@@ -217,6 +217,15 @@ impl Installer<'_> {
         self.apt_get("package lists (apt-get update)", &["update"])
     }
 
+    /// Installs a Debian package that tests can do without, where that is possible.
+    pub fn apt_if_offered(&self, package: &str) -> Result<()> {
+        if !is_root() || in_path("apt-get").is_none() {
+            return Ok(());
+        }
+        self.apt_update()?;
+        if apt_candidate(package).is_some() { self.apt(&[package]) } else { Ok(()) }
+    }
+
     /// Installs Debian packages.
     pub fn apt(&self, packages: &[&str]) -> Result<()> {
         let mut arguments = vec!["install", "--yes", "--no-install-recommends"];

@@ -16,6 +16,7 @@
 use std::collections::BTreeSet;
 use std::env;
 use std::io::{BufRead as _, BufReader, Read};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::thread;
@@ -27,6 +28,9 @@ use crate::progress::Progress;
 use crate::python::{self, Interpreter, Spec};
 use crate::setup::{self, Installer, cargo, in_path};
 use crate::{agent, demo, jaeger, workspace};
+
+/// Debian's debug build of CPython.
+const DEBUG_PYTHON: &str = "/usr/bin/python3.11-dbg";
 
 #[derive(Args, Default)]
 pub struct Options {
@@ -47,6 +51,10 @@ pub struct Options {
 pub fn run(progress: &Progress, options: &Options) -> Result<()> {
     eprintln!("Setting up");
     setup::ensure(progress)?;
+    if !Path::new(DEBUG_PYTHON).exists() {
+        // The only debug build that can be had: the agent must refuse it.
+        Installer::new(progress, false).apt_if_offered("python3.11-dbg")?;
+    }
     let interpreters = python::interpreters();
     let mut variables =
         vec![("FLOE_TEST_INTERPRETERS".to_owned(), list(interpreters.iter().map(|found| &*found.path))?)];

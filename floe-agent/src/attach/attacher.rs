@@ -203,6 +203,7 @@ impl Attacher {
                     Ok(Program::Launcher) => self.starting.push((pid, Instant::now())),
                     Ok(Program::NewInterpreter) => self.late.push((pid, epoch, Instant::now())),
                     Ok(Program::Other) => self.foresee(pid),
+                    Ok(Program::Refused(refusal)) => self.verdict(pid, "refused", None, Some(refusal.to_string())),
                     Ok(Program::KnownInterpreter) => {}
                     Err(error) => tracing::warn!("{error}"),
                 }

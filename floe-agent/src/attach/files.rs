@@ -48,12 +48,14 @@ pub(super) enum Known {
     Interpreter(Box<KnownInterpreter>),
     /// It loads CPython from a library.
     Launcher,
-    /// It is something else, or a build that is refused.
+    /// It is a CPython that is not traced.
+    Refused(Refusal),
+    /// It is something else.
     Other,
 }
 
 /// What a program that was started is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Program {
     /// Its executable holds CPython, and was probed before it started.
     KnownInterpreter,
@@ -61,6 +63,8 @@ pub(super) enum Program {
     NewInterpreter,
     /// Its interpreter is in a library, which may be yet to be mapped.
     Launcher,
+    /// Its executable is a CPython that is not traced.
+    Refused(Refusal),
     /// Not Python.
     Other,
 }
@@ -128,7 +132,7 @@ impl Files {
             .values()
             .filter_map(|known| match known {
                 Known::Interpreter(known) => Some(known.file.clone()),
-                Known::Launcher | Known::Other => None,
+                Known::Launcher | Known::Refused(_) | Known::Other => None,
             })
             .collect()
     }
@@ -136,7 +140,7 @@ impl Files {
     pub(super) fn get_mut(&mut self, identity: FileIdentity) -> Option<&mut KnownInterpreter> {
         match self.known.get_mut(&identity)? {
             Known::Interpreter(known) => Some(known),
-            Known::Launcher | Known::Other => None,
+            Known::Launcher | Known::Refused(_) | Known::Other => None,
         }
     }
 
@@ -158,13 +162,21 @@ impl Files {
         match self.known.get(&identity) {
             Some(Known::Launcher) => return Ok(Program::Launcher),
             Some(Known::Interpreter(_)) => return Ok(Program::KnownInterpreter),
+            Some(Known::Refused(refusal)) => return Ok(Program::Refused(refusal.clone())),
             Some(Known::Other) => return Ok(Program::Other),
             None => {}
         }
         let path = open.path();
-        if let Ok(file) = InterpreterFile::read(&path) {
-            self.add(kernel, Arc::new(file), open)?;
-            return Ok(Program::NewInterpreter);
+        match InterpreterFile::read(&path) {
+            Ok(file) => {
+                self.add(kernel, Arc::new(file), open)?;
+                return Ok(Program::NewInterpreter);
+            }
+            Err(refusal @ (Refusal::DebugBuild | Refusal::FreeThreaded | Refusal::UnsupportedVersion { found: _ })) => {
+                self.known.insert(identity, Known::Refused(refusal.clone()));
+                return Ok(Program::Refused(refusal));
+            }
+            Err(_) => {}
         }
         let launcher = ElfFile::read(&path, &[]).ok().filter(is_launcher);
         let Some(elf) = launcher else {
