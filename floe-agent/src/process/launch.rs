@@ -48,6 +48,13 @@ pub struct Executable {
     pub path: PathBuf,
 }
 
+impl Executable {
+    /// Whether it is called as interpreters are.
+    fn is_python(&self) -> bool {
+        self.name.file_name().is_some_and(|name| name.as_bytes().starts_with(b"python"))
+    }
+}
+
 impl Launch<'_> {
     /// The executables that it may lead to, likeliest first.
     pub fn executables(&self) -> Vec<Executable> {
@@ -57,6 +64,10 @@ impl Launch<'_> {
             for part in parts(word.as_bytes()) {
                 if let Some(file) = found.word(self, part) {
                     scripts.extend(self.chain(&mut found, file));
+                    // The command itself is Python, or a script of it: what its arguments name is not run by a shell.
+                    if index == 0 && found.files.last().is_some_and(Executable::is_python) {
+                        return found.files;
+                    }
                 } else if index > 0 {
                     // A script that is given to a shell need not be executable.
                     scripts.extend(self.file(part).filter(|file| file.path.is_file()));
@@ -231,6 +242,7 @@ mod tests {
             ("by-env", "#! /usr/bin/env -S python9 -B\n"),
         ]);
         assert_eq!(leads(&folder, &["direct"]), ["direct", "python9"]);
+        assert_eq!(leads(&folder, &["direct", "by-env"]), ["direct", "python9"]);
         assert_eq!(leads(&folder, &["by-env"]), ["by-env", "python9"]);
     }
 

@@ -213,6 +213,9 @@ impl Attacher {
                     traced.clear_eval_frame();
                     left.remove(&pid);
                     self.kernel.acknowledge(Tid(record.tid), record.token);
+                    // It is not to come by these probes until the agent has ended.
+                    let links = self.meetings.remove(&pid).unwrap_or_default();
+                    self.kernel.detach(links);
                 } else {
                     self.answer(&record);
                 }
