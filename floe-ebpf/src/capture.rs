@@ -1,20 +1,23 @@
 //! The capture machine: runs a plan and writes fields.
+//!
+//! A plan is a small program without branches but for loops ([`op::EACH`]) and calls of the library. What the machine
+//! remembers between two operations is in [`Thread`]: the verifier then takes all turns of the loop for one.
 
 use core::ffi::c_void;
 
 use aya_ebpf::helpers::generated::{bpf_loop, bpf_probe_read_user_str};
 use floe_ebpf::{
-    Counter, Field, LOAD_EXCEPTION_ARGS, LOAD_FUNC_GLOBALS, Layout, MAX_OPS, MAX_STR, Plan, RECORD_LEN, int_style, op,
-    value,
+    CALLERS_HOP, Counter, Field, LIBRARY, LIBRARY_REGS, LIST_LEN, LOAD_EXCEPTION_ARGS, LOAD_FUNC_GLOBALS, Layout,
+    MAX_LOOPS, MAX_OPS, MAX_STEPS, MAX_STR, Op, RECORD_LEN, int_style, op, routine, value,
 };
 
 use crate::{
-    maps::{Thread, count},
+    maps::{PLANS, Thread, count},
     python::{
         BASE_EXCEPTION_SUBCLASS, Context, DICT_SUBCLASS, LIST_SUBCLASS, LONG_SUBCLASS, OB_SIZE, TUPLE_SUBCLASS,
-        UNICODE_SUBCLASS, attribute, dict_item, exception, keyword, type_flags, type_of,
+        UNICODE_SUBCLASS, attribute, dict_item, dict_values, exception, keyword, type_flags, type_of,
     },
-    user::{ARGUMENTS, masked, pointer, read, read_bytes},
+    user::{ARGUMENTS, masked, pointer, read, read_bytes, word},
 };
 
 /// `PyFloatObject.ob_fval`; `PyLongObject`'s tag.
@@ -26,7 +29,6 @@ const DIGITS: u64 = 24;
 #[repr(C)]
 pub struct Machine {
     pub context: Context,
-    pub plan: *const Plan,
     pub function: u64,
     pub args: u64,
     pub nargsf: u64,
@@ -38,46 +40,53 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Runs the plan; fields go behind the first `cursor` bytes of the record. Gives the record's length, and whether a
+    /// Runs a plan; fields go behind the first `cursor` bytes of the record. Gives the record's length, and whether a
     /// field did not fit.
     #[inline(always)]
-    pub fn run(&mut self, cursor: u64) -> (u64, bool) {
+    pub fn run(&mut self, plan: u32, cursor: u64) -> (u64, bool) {
         let thread = self.context.thread;
-        // SAFETY: `plan` is an element of PLANS.
-        let len = unsafe { (*self.plan).len };
-        let len = if len > MAX_OPS as u32 { MAX_OPS as u32 } else { len };
         // SAFETY: the callback and its context fit together; the context outlives the call.
         unsafe {
             (*thread).cursor = cursor;
             (*thread).cut = 0;
             (*thread).last_object = 0;
-            bpf_loop(len, step as *mut c_void, core::ptr::from_mut(self).cast(), 0);
+            (*thread).plan = u64::from(plan);
+            (*thread).pc = 0;
+            (*thread).open_loops = 0;
+            (*thread).back = 0;
+            bpf_loop(MAX_STEPS, step as *mut c_void, core::ptr::from_mut(self).cast(), 0);
             ((*thread).cursor, (*thread).cut != 0)
         }
     }
 }
 
 /// One operation.
-unsafe extern "C" fn step(index: u32, machine: *mut c_void) -> i64 {
+unsafe extern "C" fn step(_index: u32, machine: *mut c_void) -> i64 {
     // SAFETY: the context that `Machine::run` passed; the pointers in it are map values or the stack.
     unsafe {
         let machine = &*machine.cast::<Machine>();
-        let at = masked!(u64::from(index), 63);
-        let operation = (&raw const (*machine.plan).ops).cast::<floe_ebpf::Op>().add(at as usize);
-        let code = (*operation).code;
         let thread = machine.context.thread;
+        let Some(plan) = PLANS.get_ptr((*thread).plan as u32) else { return 1 };
+        let pc = (*thread).pc;
+        let len = if machine.raised != 0 || (*thread).back != 0 { (*plan).len } else { (*plan).returned };
+        if pc >= u64::from(len) || pc >= MAX_OPS as u64 {
+            return 1;
+        }
+        (*thread).pc = pc + 1;
+        let operation = (&raw const (*plan).ops).cast::<Op>().add(masked!(pc, 255) as usize);
+        let code = (*operation).code;
         let layout = &*machine.context.layout;
         let source = *Thread::register(thread, (*operation).src);
         let argument = (*operation).arg;
-        let hop = (*operation).hop;
         let mut value = 0;
         match code {
             op::ARG => {
                 let nargs = machine.nargsf & ARGUMENTS;
+                let name = (*operation).hop;
                 if u64::from(argument) < nargs {
                     value = pointer(machine.args + u64::from(argument) * 8).unwrap_or(0);
-                } else if hop != 0 && machine.kwnames != 0 {
-                    let found = keyword(&machine.context, machine.kwnames, hop - 1);
+                } else if name != 0 && machine.kwnames != 0 {
+                    let found = keyword(&machine.context, machine.kwnames, name - 1);
                     if found != 0 {
                         value = pointer(machine.args + (nargs + found - 1) * 8).unwrap_or(0);
                     }
@@ -90,9 +99,37 @@ unsafe extern "C" fn step(index: u32, machine: *mut c_void) -> i64 {
                 }
             }
             op::FUNCTION => value = machine.function,
-            _ if source == 0 => {}
-            op::ATTR => value = attribute(&machine.context, source, argument, hop),
-            op::KEY => value = dict_item(&machine.context, source, argument, hop),
+            op::NEXT => {
+                next(machine, operation, pc);
+                return 0;
+            }
+            op::RETURN => {
+                if argument == 0 || (*thread).cursor != (*thread).call_cursor {
+                    if (*thread).cursor == (*thread).call_cursor {
+                        count(Counter::FieldsAbsent);
+                    }
+                    (*thread).pc = (*thread).back;
+                    (*thread).plan = (*thread).back_plan;
+                    (*thread).back = 0;
+                }
+                return 0;
+            }
+            op::EACH => {
+                each(machine, source, operation, pc);
+                return 0;
+            }
+            // A leaf that is not there; a step from nothing leads to nothing.
+            _ if source == 0 => {
+                if code >= op::VALUE {
+                    return 0;
+                }
+            }
+            op::ATTR => {
+                let hop = (*operation).hop;
+                let hop = if hop == CALLERS_HOP { (*thread).call_hop as u32 } else { hop };
+                value = attribute(&machine.context, source, argument, hop);
+            }
+            op::KEY => value = dict_item(&machine.context, source, argument, (*operation).hop),
             op::ITEM => value = item(layout, source, argument).unwrap_or(0),
             op::LOAD => {
                 let offset = match argument {
@@ -111,7 +148,7 @@ unsafe extern "C" fn step(index: u32, machine: *mut c_void) -> i64 {
             }
             op::TYPE => value = type_of(source).unwrap_or(0),
             op::VALUE => {
-                leaf(machine, layout, source, operation);
+                leaf(machine, layout, source, operation, pc);
                 return 0;
             }
             op::TYPE_NAME => {
@@ -124,13 +161,130 @@ unsafe extern "C" fn step(index: u32, machine: *mut c_void) -> i64 {
                 }
                 return 0;
             }
+            op::UUID => {
+                uuid(machine, layout, source);
+                return 0;
+            }
             _ => {}
         }
-        if code < op::VALUE || code == op::EXCEPTION_TYPE {
-            *Thread::register(thread, (*operation).dst) = value;
-        }
+        *Thread::register(thread, (*operation).dst) = value;
         0
     }
+}
+
+/// Begins a loop: its list begins, and its NEXT is the next operation. Without anything to go through, the loop is skipped.
+#[inline(always)]
+fn each(machine: &Machine, object: u64, operation: *const Op, pc: u64) {
+    let thread = machine.context.thread;
+    // SAFETY: an element of PLANS; a map value.
+    unsafe {
+        let next = u64::from((*operation).arg);
+        (*thread).pc = next + 1;
+        let level = (*thread).open_loops;
+        if object == 0 || level >= MAX_LOOPS as u64 {
+            return;
+        }
+        let (max, separator) = ((*operation).max, (*operation).hop);
+        let this = Thread::open_loop(thread, level);
+        if begin(machine, object, max >> 16 == u32::from(value::MAP), this).is_none() {
+            return;
+        }
+        let field = field_of(thread, operation);
+        let Some(at) = room(machine, 4) else { return };
+        let record = Thread::record(thread);
+        record.add(at as usize + 8).cast::<u32>().write(separator);
+        put(machine, at, field, (max >> 16) as u8, 0, 4);
+        (*this).start = pc + 1;
+        (*thread).open_loops = level + 1;
+        (*thread).pc = next;
+    }
+}
+
+/// Where the items of an object are.
+#[inline(always)]
+fn begin(machine: &Machine, object: u64, only_dict: bool, this: *mut crate::maps::Loop) -> Option<()> {
+    // SAFETY: an element of LAYOUTS.
+    let layout = unsafe { &*machine.context.layout };
+    let flags = type_flags(layout, type_of(object)?)?;
+    let count;
+    let (values, stride, keys, key_stride);
+    if flags & DICT_SUBCLASS != 0 {
+        let table = dict_values(layout, object)?;
+        (values, stride, count) = (table.values, table.value_stride, table.len);
+        (keys, key_stride) = if only_dict { (table.keys, table.key_stride) } else { (0, 0) };
+    } else if only_dict {
+        return None;
+    } else {
+        if flags & TUPLE_SUBCLASS != 0 {
+            values = object + u64::from(layout.tuple_items);
+            count = read::<u64>(object + OB_SIZE)?;
+        } else if flags & LIST_SUBCLASS != 0 {
+            count = read::<u64>(object + OB_SIZE)?;
+            values = read::<u64>(object + u64::from(layout.list_items))?;
+        } else {
+            return None;
+        }
+        (stride, keys, key_stride) = (8, 0, 0);
+    }
+    // SAFETY: an element of the thread's loops.
+    unsafe {
+        (*this).values = values;
+        (*this).stride = stride;
+        (*this).keys = keys;
+        (*this).key_stride = key_stride;
+        (*this).count = count;
+        (*this).index = 0;
+        (*this).taken = 0;
+    }
+    Some(())
+}
+
+/// Goes to the next item of the innermost loop, or ends it.
+#[inline(always)]
+fn next(machine: &Machine, operation: *const Op, pc: u64) {
+    let thread = machine.context.thread;
+    // SAFETY: an element of PLANS; a map value.
+    unsafe {
+        let level = (*thread).open_loops;
+        if level == 0 {
+            return;
+        }
+        let this = Thread::open_loop(thread, level - 1);
+        let field = field_of(thread, operation);
+        let index = (*this).index;
+        let more = index < (*this).count;
+        let bound = u64::from((*operation).max & 0xffff);
+        if !more || (*this).taken >= bound || (*thread).cursor > LIST_LEN as u64 || (*thread).cut != 0 {
+            (*thread).open_loops = level - 1;
+            if let Some(at) = room(machine, 0) {
+                put(machine, at, field, value::END, u8::from(more), 0);
+            }
+            return;
+        }
+        (*this).index = index + 1;
+        (*thread).pc = pc; // an entry that was deleted is passed over
+        let Some(item) = pointer((*this).values + index * (*this).stride) else { return };
+        let Some(at) = room(machine, 0) else { return };
+        put(machine, at, field, value::ITEM, 0, 0);
+        let dst = (*operation).dst;
+        *Thread::register(thread, dst) = item;
+        if (*this).keys != 0 {
+            *Thread::register(thread, dst.wrapping_add(1)) =
+                pointer((*this).keys + index * (*this).key_stride).unwrap_or(0);
+        }
+        (*this).taken += 1;
+        (*thread).pc = (*this).start;
+    }
+}
+
+/// The field that an operation writes: in the library that of its caller.
+///
+/// # Safety
+/// Both are valid.
+#[inline(always)]
+unsafe fn field_of(thread: *const Thread, operation: *const Op) -> u8 {
+    // SAFETY: the caller's.
+    unsafe { if (*thread).back == 0 { (*operation).field } else { (*thread).call_field as u8 } }
 }
 
 /// Item `index` of a tuple or list.
@@ -174,7 +328,7 @@ fn room(machine: &Machine, payload: u64) -> Option<u64> {
         unsafe { (*machine.context.thread).cut = 1 };
         return None;
     }
-    Some(masked!(cursor, 4092))
+    Some(masked!(cursor, 16380))
 }
 
 #[inline(always)]
@@ -209,48 +363,65 @@ fn number(machine: &Machine, field: u8, kind: u8, bits: u64) {
 
 /// The value of an object, if it is of a kind that can be captured.
 #[inline(always)]
-fn leaf(machine: &Machine, layout: &Layout, object: u64, operation: *const floe_ebpf::Op) {
-    if leaf_value(machine, layout, object, operation).is_none() {
-        count(Counter::FieldsAbsent);
+fn leaf(machine: &Machine, layout: &Layout, object: u64, operation: *const Op, pc: u64) {
+    let thread = machine.context.thread;
+    // SAFETY: an element of PLANS; a map value.
+    let (field, max, in_library) = unsafe {
+        let in_library = (*thread).back != 0;
+        let max = if in_library { (*thread).call_max as u32 } else { (*operation).max };
+        (field_of(thread, operation), max, in_library)
+    };
+    match leaf_value(machine, layout, object, field, max) {
+        Some(Leaf::Captured) => {}
+        Some(Leaf::Routine(start)) if !in_library => {
+            // SAFETY: as above.
+            unsafe {
+                (*thread).back = pc + 1;
+                (*thread).back_plan = (*thread).plan;
+                (*thread).call_field = u64::from(field);
+                (*thread).call_max = u64::from(max);
+                (*thread).call_hop = u64::from((*operation).hop);
+                (*thread).call_cursor = (*thread).cursor;
+                *Thread::register(thread, LIBRARY_REGS as u8) = object;
+                (*thread).plan = u64::from(LIBRARY);
+                (*thread).pc = u64::from(start);
+            }
+        }
+        // The library's RETURN counts.
+        _ if in_library => {}
+        _ => count(Counter::FieldsAbsent),
     }
 }
 
+enum Leaf {
+    Captured,
+    /// The library knows more.
+    Routine(u32),
+}
+
 #[inline(always)]
-fn leaf_value(machine: &Machine, layout: &Layout, object: u64, operation: *const floe_ebpf::Op) -> Option<()> {
-    // SAFETY: an element of PLANS.
-    let (field, key, hop, max) = unsafe { ((*operation).field, (*operation).arg, (*operation).hop, (*operation).max) };
+fn leaf_value(machine: &Machine, layout: &Layout, object: u64, field: u8, max: u32) -> Option<Leaf> {
     // SAFETY: a map value.
     let process = unsafe { &(*machine.context.thread).process };
     if object == process.none {
         let at = room(machine, 0)?;
         put(machine, at, field, value::NONE, 0, 0);
-        return Some(());
+        return Some(Leaf::Captured);
     }
     // ob_refcnt, ob_type, length, hash, state: of a str, and of anything else at least the first two
     if let Some(head) = read::<[u64; 5]>(object)
         && head[1] == process.str_type
     {
-        return text(machine, layout, object, head[2], head[4] as u32, field, max);
+        text(machine, layout, object, head[2], head[4] as u32, field, max)?;
+        return Some(Leaf::Captured);
     }
-    let mut object = object;
-    let mut type_ = type_of(object)?;
-    let mut flags = type_flags(layout, type_)?;
-    if flags & (UNICODE_SUBCLASS | LONG_SUBCLASS) == 0 && type_ != process.float_type {
-        if read::<u64>(type_ + u64::from(layout.type_base)) != Some(process.float_type) {
-            // An enum that is neither a str nor an int keeps its value in an attribute.
-            let inner = attribute(&machine.context, object, key, hop);
-            if inner == 0 {
-                return None;
-            }
-            object = inner;
-            type_ = type_of(object)?;
-            flags = type_flags(layout, type_)?;
-        }
-    }
+    let type_ = type_of(object)?;
+    let flags = type_flags(layout, type_)?;
     if flags & UNICODE_SUBCLASS != 0 {
         let len = read::<u64>(object + OB_SIZE)?;
         let state = read::<u32>(object + u64::from(layout.str_state))?;
-        return text(machine, layout, object, len, state, field, max);
+        text(machine, layout, object, len, state, field, max)?;
+        return Some(Leaf::Captured);
     }
     if flags & LONG_SUBCLASS != 0 {
         let value = integer(layout, object)?;
@@ -259,13 +430,143 @@ fn leaf_value(machine: &Machine, layout: &Layout, object: u64, operation: *const
         } else {
             number(machine, field, value::INT, value as u64);
         }
-        return Some(());
+        return Some(Leaf::Captured);
     }
-    if type_ == process.float_type || read::<u64>(type_ + u64::from(layout.type_base)) == Some(process.float_type) {
+    let base = read::<u64>(type_ + u64::from(layout.type_base))?;
+    if type_ == process.float_type || base == process.float_type {
         number(machine, field, value::FLOAT, read::<u64>(object + FIRST_FIELD)?);
-        return Some(());
+        return Some(Leaf::Captured);
     }
-    None
+    if flags & (TUPLE_SUBCLASS | LIST_SUBCLASS | DICT_SUBCLASS) != 0 {
+        return None;
+    }
+    match special(layout, type_, base) {
+        Special::Path => Some(Leaf::Routine(routine::PATH)),
+        Special::Uuid => Some(Leaf::Routine(routine::UUID)),
+        Special::DateTime => {
+            datetime(machine, layout, object, field)?;
+            Some(Leaf::Captured)
+        }
+        Special::Date => {
+            let at = room(machine, 4)?;
+            let digits = read::<u32>(object + DATE_DIGITS)?;
+            // SAFETY: as in `put`.
+            unsafe { Thread::record(machine.context.thread).add(at as usize + 8).cast::<u32>().write(digits) };
+            put(machine, at, field, value::DATE, 0, 4);
+            Some(Leaf::Captured)
+        }
+        Special::None => Some(Leaf::Routine(routine::ENUM)),
+    }
+}
+
+/// Types of the standard library whose values are known.
+#[derive(Clone, Copy, PartialEq)]
+enum Special {
+    None,
+    Path,
+    Uuid,
+    DateTime,
+    Date,
+}
+
+/// Which of them a type is, or is derived from: by the names of the type and of its base. What the objects are read for
+/// is checked again, so a class of the same name is no more than absent.
+#[inline(always)]
+fn special(layout: &Layout, type_: u64, base: u64) -> Special {
+    match named(layout, type_) {
+        Special::None if base != 0 => named(layout, base),
+        special => special,
+    }
+}
+
+#[inline(always)]
+fn named(layout: &Layout, type_: u64) -> Special {
+    const POSIX_PATH: [u64; 2] = [word(b"PosixPath\0", 0), word(b"PosixPath\0", 8)];
+    const PURE_PATH: [u64; 2] = [word(b"PurePosixPath\0", 0), word(b"PurePosixPath\0", 8)];
+    const UUID: u64 = word(b"UUID\0", 0);
+    const DATETIME: [u64; 2] = [word(b"datetime.datetime\0", 0), word(b"datetime.datetime\0", 8)];
+    const DATE: [u64; 2] = [word(b"datetime.date\0", 0), word(b"datetime.date\0", 8)];
+    // The names are with their terminating zero within a larger piece of memory: a str object's, or a literal's.
+    let Some(address) = pointer(type_ + u64::from(layout.type_name)) else { return Special::None };
+    let Some([first, second]) = read::<[u64; 2]>(address) else { return Special::None };
+    if first == POSIX_PATH[0] && second & 0xffff == POSIX_PATH[1]
+        || first == PURE_PATH[0] && second & 0xffff_ffff_ffff == PURE_PATH[1]
+    {
+        Special::Path
+    } else if first & 0xff_ffff_ffff == UUID {
+        Special::Uuid
+    } else if first == DATETIME[0] && second == DATETIME[1] {
+        Special::DateTime
+    } else if first == DATE[0] && second & 0xffff_ffff_ffff == DATE[1] {
+        Special::Date
+    } else {
+        Special::None
+    }
+}
+
+/// `PyDateTime_DateTime`: `hastzinfo`, its digits, and `tzinfo`.
+const DATE_HAS_ZONE: u64 = 24;
+const DATE_DIGITS: u64 = 25;
+const DATE_ZONE: u64 = 40;
+/// `PyDateTime_TimeZone.offset`; `PyDateTime_Delta.days` and `.seconds`.
+const ZONE_OFFSET: u64 = 16;
+const DELTA_DAYS: u64 = 24;
+
+/// A `datetime` without time zone, or with one of a fixed offset from UTC.
+#[inline(always)]
+fn datetime(machine: &Machine, layout: &Layout, object: u64, field: u8) -> Option<()> {
+    const TIMEZONE: [u64; 2] = [word(b"datetime.timezone\0", 0), word(b"datetime.timezone\0", 8)];
+    let mut offset = i32::MIN;
+    if read::<u8>(object + DATE_HAS_ZONE)? != 0 {
+        let zone = pointer(object + DATE_ZONE)?;
+        let name = pointer(type_of(zone)? + u64::from(layout.type_name))?;
+        if read::<[u64; 2]>(name)? != TIMEZONE {
+            return None; // its offset is the result of code
+        }
+        let [days, seconds] = read::<[i32; 2]>(pointer(zone + ZONE_OFFSET)? + DELTA_DAYS)?;
+        offset = days.wrapping_mul(86400).wrapping_add(seconds);
+    }
+    let at = room(machine, 16)?;
+    let digits = read::<[u32; 3]>(object + DATE_DIGITS)?;
+    // SAFETY: as in `put`.
+    unsafe {
+        let payload = Thread::record(machine.context.thread).add(at as usize + 8).cast::<u32>();
+        payload.write(digits[0]);
+        payload.add(1).write(digits[1]);
+        payload.add(2).write(digits[2]);
+        payload.add(3).write(offset as u32);
+    }
+    put(machine, at, field, value::DATETIME, 0, 16);
+    Some(())
+}
+
+/// An int of at most 150 bits, as a UUID is made of one.
+#[inline(always)]
+fn uuid(machine: &Machine, layout: &Layout, object: u64) -> Option<()> {
+    let flags = type_flags(layout, type_of(object)?)?;
+    if flags & LONG_SUBCLASS == 0 {
+        return None;
+    }
+    let head = read::<u64>(object + FIRST_FIELD)?;
+    let digits = if layout.int_style == int_style::LV_TAG { head >> 3 } else { head };
+    // Negative ones have an enormous size, or sign 2.
+    if digits > 5 || layout.int_style == int_style::LV_TAG && head & 3 == 2 {
+        return None;
+    }
+    let at = room(machine, 20)?;
+    // SAFETY: a map value; `at` is masked to the record, with room behind.
+    unsafe {
+        let thread = machine.context.thread;
+        let payload = Thread::record(thread).add(at as usize + 8).cast::<u32>();
+        let mut i = 0;
+        while i < 5 {
+            let digit = if i < digits { read::<u32>(object + DIGITS + 4 * i)? } else { 0 };
+            payload.add(i as usize).write(digit & 0x3fff_ffff);
+            i += 1;
+        }
+        put(machine, at, (*thread).call_field as u8, value::UUID, 0, 20);
+    }
+    Some(())
 }
 
 /// An int of at most 63 bits.
@@ -328,7 +629,7 @@ fn text(machine: &Machine, layout: &Layout, object: u64, len: u64, state: u32, f
         cut = 1;
     }
     let at = room(machine, bytes)?;
-    let bytes = masked!(bytes, 1023);
+    let bytes = masked!(bytes, 4095);
     // SAFETY: `at` and `bytes` are masked; the record has room behind its last place.
     let ok = bytes == 0
         || unsafe {
@@ -350,7 +651,7 @@ fn text(machine: &Machine, layout: &Layout, object: u64, len: u64, state: u32, f
 
 /// The name of a type: a C string.
 #[inline(always)]
-fn type_name(machine: &Machine, layout: &Layout, type_: u64, operation: *const floe_ebpf::Op) {
+fn type_name(machine: &Machine, layout: &Layout, type_: u64, operation: *const Op) {
     // SAFETY: an element of PLANS.
     let field = unsafe { (*operation).field };
     let Some(name) = pointer(type_ + u64::from(layout.type_name)) else { return };

@@ -11,9 +11,15 @@ pub const MODULE_NAME_LEN: usize = 96;
 /// Longest attribute or dictionary key in a capture path, in bytes.
 pub const KEY_LEN: usize = 64;
 /// Operations in one capture plan.
-pub const MAX_OPS: usize = 64;
+pub const MAX_OPS: usize = 256;
+/// Operations of one run of a plan, loops included.
+pub const MAX_STEPS: u32 = 8192;
 /// Registers of the capture machine; each holds the address of a Python object.
-pub const MAX_REGS: usize = 32;
+pub const MAX_REGS: usize = 128;
+/// The first of the registers that are the library's ([`LIBRARY`]).
+pub const LIBRARY_REGS: usize = 120;
+/// Loops of a plan within each other; a power of two.
+pub const MAX_LOOPS: usize = 4;
 /// Frames of armed calls that are tracked per thread. The kernel tracks 64 pending return probes per task.
 pub const MAX_STACK: usize = 64;
 /// Armed calls nested deeper than this in one thread are disarmed.
@@ -27,13 +33,15 @@ pub const MAX_KEYS: u32 = 1024;
 /// Plans of all probes together (one for enter, one for exit).
 pub const MAX_PLANS: u32 = 1024;
 /// Cached hops: one per attribute or key operation.
-pub const MAX_HOPS: u32 = 1024;
+pub const MAX_HOPS: u32 = 4096;
 /// Cached types per hop; a power of two.
 pub const HOP_WAYS: u32 = 8;
-/// Bytes of captured fields in one record.
-pub const RECORD_LEN: usize = 4096;
+/// Bytes of one record.
+pub const RECORD_LEN: usize = 16384;
+/// Bytes of a record beyond which lists get no more items: the rest is for what comes after them.
+pub const LIST_LEN: usize = 10240;
 /// Longest captured string, in bytes of its representation in memory.
-pub const MAX_STR: usize = 1023;
+pub const MAX_STR: usize = 4095;
 /// Entries of a dictionary or keys object that a look-up scans.
 pub const MAX_SCAN: u32 = 1024;
 /// Slots of the acknowledgement map; a power of two.
@@ -58,7 +66,7 @@ shared! {
     /// What the programs know of a process that is traced or may be (map `PROCESSES`, by tgid).
     ///
     /// Written by the fork program (inheritance) and by user space (identification).
-    pub struct ProcessInfo [88] {
+    pub struct ProcessInfo [96] {
         /// Identity of this address space; unique for the life of the agent. Armed functions belong to an epoch.
         pub epoch: u32,
         /// [`process_flags`].
@@ -77,6 +85,8 @@ shared! {
         pub float_type: u64,
         /// Address of `PyBool_Type`.
         pub bool_type: u64,
+        /// Address of `PyMemberDescr_Type`.
+        pub member_type: u64,
         /// Address of a pointer to the thread state of the thread that holds the GIL.
         pub tstate: u64,
         /// Time of the exec or of the fork that made this address space, in nanoseconds since boot.
@@ -167,13 +177,52 @@ shared! {
         pub src: u8,
         /// Field number of a leaf operation.
         pub field: u8,
-        /// Key number ([`op::ATTR`], [`op::KEY`], [`op::ARG`]), item index ([`op::ITEM`]) or byte offset ([`op::LOAD`]).
+        /// Key number ([`op::ATTR`], [`op::KEY`]), position ([`op::ARG`]), item index ([`op::ITEM`]), byte offset
+        /// ([`op::LOAD`]), the number of the loop's [`op::NEXT`] ([`op::EACH`]), or whether the routine only ends if it has
+        /// captured something ([`op::RETURN`]).
         pub arg: u32,
-        /// Hop number for the cache ([`op::ATTR`], [`op::KEY`]), or the keyword's key number plus one ([`op::ARG`]).
+        /// Hop number for the cache ([`op::ATTR`], [`op::KEY`], [`op::VALUE`]), the keyword's key number plus one
+        /// ([`op::ARG`]), or the separator, four bytes with zeroes behind ([`op::EACH`]).
         pub hop: u32,
-        /// Longest string to capture, in bytes of its representation.
+        /// Longest string to capture, in bytes of its representation; of loops: the low half is the most items, the high
+        /// half the kind of field, one of [`value`].
         pub max: u32,
     }
+}
+
+/// `hop` of [`op::ATTR`] in the library: the one of the operation that called it.
+pub const CALLERS_HOP: u32 = u32::MAX;
+/// The plan with the routines that [`op::VALUE`] calls for objects that are not simple. The object is in the register
+/// [`LIBRARY_REGS`], and field, longest string and hop are those of the operation that called.
+pub const LIBRARY: u32 = 0;
+
+/// Where in the library a routine begins.
+pub mod routine {
+    /// Objects that are none of the others: enum members.
+    pub const ENUM: u32 = 0;
+    /// `pathlib` paths.
+    pub const PATH: u32 = 8;
+    /// `uuid.UUID`.
+    pub const UUID: u32 = 24;
+}
+
+/// Keys that are there in any case, by their number.
+pub const FIXED_KEYS: [&str; 6] = ["_value_", "_fields", "_str", "_raw_paths", "_parts", "int"];
+
+/// Numbers of [`FIXED_KEYS`].
+pub mod key {
+    /// Of an enum member.
+    pub const VALUE: u32 = 0;
+    /// Of a named tuple's class: the names of its items.
+    pub const FIELDS: u32 = 1;
+    /// Of a path: its text, if it was made already.
+    pub const STR: u32 = 2;
+    /// Of a path (3.12 on): what it was made of.
+    pub const RAW_PATHS: u32 = 3;
+    /// Of a path (3.8 to 3.11): its parts.
+    pub const PARTS: u32 = 4;
+    /// Of a UUID.
+    pub const INT: u32 = 5;
 }
 
 /// `arg` of [`op::LOAD`]: the interpreter's offset of `PyFunctionObject.func_globals`.
@@ -191,7 +240,7 @@ pub mod op {
     pub const EXCEPTION: u8 = 3;
     /// `dst` = the function object.
     pub const FUNCTION: u8 = 4;
-    /// `dst` = instance attribute of `src` named by key `arg`.
+    /// `dst` = attribute of `src` named by key `arg`: of the instance, in a slot, or an item of a named tuple.
     pub const ATTR: u8 = 5;
     /// `dst` = item of the dict `src` under the str key `arg`.
     pub const KEY: u8 = 6;
@@ -201,7 +250,7 @@ pub mod op {
     pub const LOAD: u8 = 8;
     /// `dst` = the type of `src`.
     pub const TYPE: u8 = 9;
-    /// Leaf: the value of `src` (str, int, float, bool, None, or an enum's `_value_` through key `arg`).
+    /// Leaf: the value of `src`: str, int, float, bool, None, datetime or date; of others the library knows more.
     pub const VALUE: u8 = 10;
     /// Leaf: the name of the type object `src`.
     pub const TYPE_NAME: u8 = 11;
@@ -209,15 +258,25 @@ pub mod op {
     pub const LEN: u8 = 12;
     /// `dst` = the type of the exception that is leaving the function.
     pub const EXCEPTION_TYPE: u8 = 13;
+    /// Begins a loop over the items of the tuple or list `src`, or the values of the dict `src`. It goes on at its
+    /// [`NEXT`], which is `arg`.
+    pub const EACH: u8 = 14;
+    /// Takes the next item into `dst` (of dicts also its key into the register behind) and goes to the operation after
+    /// [`EACH`], or ends the loop.
+    pub const NEXT: u8 = 15;
+    /// Ends a routine of the library.
+    pub const RETURN: u8 = 16;
+    /// Leaf: the int `src` as a UUID.
+    pub const UUID: u8 = 17;
 }
 
 shared! {
     /// A capture plan (map `PLANS`).
-    pub struct Plan [1032] {
+    pub struct Plan [4104] {
         /// Operations used.
         pub len: u32,
-        /// Not used.
-        pub reserved: u32,
+        /// Operations to run where no exception leaves the function: those behind are about it.
+        pub returned: u32,
         /// The operations.
         pub ops: [Op; MAX_OPS],
     }
@@ -286,8 +345,20 @@ shared! {
         pub function_globals: u16,
         /// `PyBaseExceptionObject.args`.
         pub exception_args: u16,
-        /// Not used.
-        pub reserved: [u16; 7],
+        /// `PyTypeObject.tp_dict`.
+        pub type_dict: u16,
+        /// `PyTypeObject.tp_mro`.
+        pub type_mro: u16,
+        /// `PyTypeObject.tp_version_tag`.
+        pub type_version: u16,
+        /// 1 where the version counts only with `Py_TPFLAGS_VALID_VERSION_TAG` (3.8 to 3.11).
+        pub type_version_flag: u16,
+        /// `PyMemberDescrObject.d_member`.
+        pub member: u16,
+        /// `PyMemberDef.type`.
+        pub member_type: u16,
+        /// `PyMemberDef.offset`.
+        pub member_offset: u16,
     }
 }
 
@@ -323,7 +394,7 @@ pub mod instance_style {
 
 shared! {
     /// Remembers, for one hop and one type, where the attribute was (map `HOPS`). Every use checks it against the target's memory.
-    pub struct HopEntry [56] {
+    pub struct HopEntry [72] {
         /// The type (attributes) or 0.
         pub type_: u64,
         /// The keys object; 0 where only the index is a hint (per-instance dicts).
@@ -341,7 +412,19 @@ shared! {
         pub flags: u64,
         /// Address of the key in the keys object, where `keys` is not 0.
         pub slot: u64,
+        /// Slots and named tuples: the type.
+        pub member_type: u64,
+        /// Where it keeps the attribute ([`member`], low half), or 0 if it does not, in this version of the type (high half).
+        pub member: u64,
     }
+}
+
+/// The low half of [`HopEntry::member`].
+pub mod member {
+    /// In a slot, at this offset of the instance (`place - SLOT`).
+    pub const SLOT: u32 = 1 << 24;
+    /// It is the item of a tuple with this index (`place - ITEM`).
+    pub const ITEM: u32 = 2 << 24;
 }
 
 /// Kinds of records in the ring buffers.
@@ -480,6 +563,27 @@ pub mod value {
     pub const BOOL: u8 = 7;
     /// None: no payload.
     pub const NONE: u8 = 8;
+    /// A list: for each item an [`ITEM`] and its value, if it could be read, and at last an [`END`].
+    pub const LIST: u8 = 9;
+    /// A list whose items make one text; the payload is the separator, with zeroes behind.
+    pub const JOIN: u8 = 10;
+    /// A dict: as [`LIST`], with key and value behind each [`ITEM`].
+    pub const MAP: u8 = 11;
+    /// A path: as [`LIST`], of texts that the path was made of (3.12 on).
+    pub const RAW_PATH: u8 = 12;
+    /// A path: as [`LIST`], of its parts (3.8 to 3.11).
+    pub const PATH_PARTS: u8 = 13;
+    /// An item begins. No payload.
+    pub const ITEM: u8 = 14;
+    /// The list ends; `cut` if there are more items. No payload.
+    pub const END: u8 = 15;
+    /// Five digits of 30 bits, the lowest first.
+    pub const UUID: u8 = 16;
+    /// The ten bytes of a `datetime`, two unused ones, and as `i32` its offset from UTC in seconds, or `i32::MIN` if it
+    /// has no time zone.
+    pub const DATETIME: u8 = 17;
+    /// The first four bytes of the same.
+    pub const DATE: u8 = 18;
 }
 
 /// Kinds of [`Urgent`] records: a thread waits in its probe until user space has answered.

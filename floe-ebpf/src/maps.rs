@@ -7,7 +7,8 @@ use aya_ebpf::{
 };
 use floe_ebpf::{
     ACK_SLOTS, ContextKey, Counter, FunctionInfo, FunctionKey, HOP_WAYS, HopEntry, Key, Layout, MAX_HOPS, MAX_KEYS,
-    MAX_LAYOUTS, MAX_PLANS, MAX_REGS, MAX_STACK, MAX_STR, MODULE_NAME_LEN, Plan, ProcessInfo, RECORD_LEN, Settings,
+    MAX_LAYOUTS, MAX_LOOPS, MAX_PLANS, MAX_REGS, MAX_STACK, MAX_STR, MODULE_NAME_LEN, Plan, ProcessInfo, RECORD_LEN,
+    Settings,
 };
 
 /// An armed call that is open in a thread.
@@ -31,6 +32,23 @@ pub struct Frame {
     /// `function_flags` of the function.
     pub flags: u32,
     pub reserved: u32,
+}
+
+/// A loop of a plan.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Loop {
+    /// Addresses of the first value and the first key, and how far the next ones are.
+    pub values: u64,
+    pub stride: u64,
+    pub keys: u64,
+    pub key_stride: u64,
+    /// How many there are, the next one, and how many were taken.
+    pub count: u64,
+    pub index: u64,
+    pub taken: u64,
+    /// The operation after EACH.
+    pub start: u64,
 }
 
 /// `Frame::probe` of the import of any module.
@@ -63,6 +81,18 @@ pub struct Thread {
     /// verifier cannot know, it does not unroll loops for.
     pub cursor: u64,
     pub cut: u64,
+    /// The plan that runs and the next operation; open loops.
+    pub plan: u64,
+    pub pc: u64,
+    pub open_loops: u64,
+    /// Where the plan that called the library goes on (0: the library does not run); what it called with, and where the
+    /// record ended then.
+    pub back: u64,
+    pub back_plan: u64,
+    pub call_field: u64,
+    pub call_max: u64,
+    pub call_hop: u64,
+    pub call_cursor: u64,
     /// Result of a scan: index plus one, the key's str object, its hash.
     pub found: u64,
     pub found_key: u64,
@@ -73,12 +103,13 @@ pub struct Thread {
     pub last_type: u64,
     pub last_values: u64,
     pub last_keys: u64,
+    pub loops: [Loop; MAX_LOOPS],
     pub regs: [u64; MAX_REGS],
     pub key: [u64; floe_ebpf::KEY_LEN / 8],
     pub name: [u8; MODULE_NAME_LEN],
     pub stack: [Frame; MAX_STACK],
     /// The record under construction. Reads of up to `MAX_STR` bytes may begin at any offset below `RECORD_LEN`.
-    pub record: [u8; RECORD_LEN + MAX_STR + 1],
+    pub record: [u8; RECORD_LEN + MAX_STR + 17],
 }
 
 impl Thread {
@@ -99,7 +130,17 @@ impl Thread {
     #[inline(always)]
     pub unsafe fn register(thread: *mut Self, index: u8) -> *mut u64 {
         // SAFETY: the index is masked to the registers there are.
-        unsafe { (&raw mut (*thread).regs).cast::<u64>().add(crate::user::masked!(u64::from(index), 31) as usize) }
+        unsafe { (&raw mut (*thread).regs).cast::<u64>().add(crate::user::masked!(u64::from(index), 127) as usize) }
+    }
+
+    /// Pointer to a loop, as above.
+    ///
+    /// # Safety
+    /// `thread` is valid.
+    #[inline(always)]
+    pub unsafe fn open_loop(thread: *mut Self, level: u64) -> *mut Loop {
+        // SAFETY: the level is masked to the loops there can be.
+        unsafe { (&raw mut (*thread).loops).cast::<Loop>().add(crate::user::masked!(level, 3) as usize) }
     }
 
     /// Pointer to the record under construction; it is aligned for any head.

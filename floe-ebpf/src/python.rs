@@ -6,11 +6,11 @@
 use core::ffi::c_void;
 
 use aya_ebpf::helpers::generated::bpf_loop;
-use floe_ebpf::{Counter, HOP_WAYS, HopEntry, Key, Layout, MAX_SCAN, instance_style, keys_style};
+use floe_ebpf::{Counter, HOP_WAYS, HopEntry, Key, Layout, MAX_SCAN, instance_style, key, keys_style, member};
 
 use crate::{
     maps::{HOPS, KEYS, Thread, count},
-    user::{masked, pointer, read, read_bytes},
+    user::{masked, pointer, read, read_bytes, word},
 };
 
 /// `PyObject.ob_type`.
@@ -57,15 +57,6 @@ pub fn exception(thread: *mut Thread, layout: &Layout, want_type: bool) -> Optio
 /// Whether a type of exceptions is one that ends generators and iterations.
 #[inline(always)]
 pub fn is_control_flow(layout: &Layout, type_: u64) -> bool {
-    const fn word(text: &[u8], at: usize) -> u64 {
-        let mut bytes = [0; 8];
-        let mut i = 0;
-        while i < 8 && at + i < text.len() {
-            bytes[i] = text[at + i];
-            i += 1;
-        }
-        u64::from_le_bytes(bytes)
-    }
     const fn name(text: &[u8]) -> [u64; 2] {
         [word(text, 0), word(text, 8)]
     }
@@ -272,6 +263,35 @@ fn dict_value(context: &Context, dict: u64, key: u32, type_: u64, entry: *mut Ho
     }
 }
 
+/// Where the values and the keys of a dict are.
+pub struct DictValues {
+    pub values: u64,
+    pub value_stride: u64,
+    pub keys: u64,
+    pub key_stride: u64,
+    pub len: u64,
+}
+
+/// The values of a dict.
+#[inline(always)]
+pub fn dict_values(layout: &Layout, dict: u64) -> Option<DictValues> {
+    let keys = pointer(dict + u64::from(layout.dict_keys))?;
+    let values = read::<u64>(dict + u64::from(layout.dict_values))?;
+    let table = keys_table(layout, keys)?;
+    let (values, value_stride) = if values == 0 {
+        (table.entries + table.value_offset, table.stride)
+    } else {
+        (values + u64::from(layout.values_items), 8)
+    };
+    Some(DictValues {
+        values,
+        value_stride,
+        keys: table.entries + table.key_offset,
+        key_stride: table.stride,
+        len: table.len,
+    })
+}
+
 /// The value under a str key in a dict, or 0.
 #[inline(never)]
 pub extern "C" fn dict_item(context: &Context, dict: u64, key: u32, hop: u32) -> u64 {
@@ -304,10 +324,149 @@ fn dict_slot(layout: &Layout, object: u64, type_: u64) -> Option<u64> {
     Some(object.wrapping_add(end as u64).wrapping_add(offset as u64))
 }
 
-/// An instance attribute of `object`, or 0.
+/// An attribute of `object`, or 0: of its own dict, in a slot, or an item of a named tuple.
 #[inline(never)]
 pub extern "C" fn attribute(context: &Context, object: u64, key: u32, hop: u32) -> u64 {
-    lookup(context, object, key, hop).unwrap_or(0)
+    match lookup(context, object, key, hop) {
+        Some(value) => value,
+        None => of_type(context, object, key, hop).unwrap_or(0),
+    }
+}
+
+/// `Py_TPFLAGS_VALID_VERSION_TAG`.
+const VALID_VERSION: u64 = 1 << 19;
+/// Most classes in a method resolution order.
+const MAX_MRO: u64 = 32;
+
+/// An attribute whose place the type knows.
+#[inline(always)]
+fn of_type(context: &Context, object: u64, key: u32, hop: u32) -> Option<u64> {
+    // SAFETY: an element of LAYOUTS.
+    let layout = unsafe { &*context.layout };
+    let type_ = type_of(object)?;
+    let entry = hop_entry(hop, type_)?;
+    let mut version = u64::from(read::<u32>(type_ + u64::from(layout.type_version))?);
+    if layout.type_version_flag != 0 && type_flags(layout, type_)? & VALID_VERSION == 0 {
+        version = 0;
+    }
+    // SAFETY: an element of HOPS. Another CPU may write it at the same time: a version belongs to one type only.
+    let (known_type, known) = unsafe { ((*entry).member_type, (*entry).member) };
+    let place = if version != 0 && known_type == type_ && known >> 32 == version {
+        known as u32
+    } else {
+        count(Counter::HopMisses);
+        let place = find_member(context, type_, key);
+        // SAFETY: as above.
+        unsafe {
+            (*entry).member_type = type_;
+            (*entry).member = version << 32 | u64::from(place);
+        }
+        place
+    };
+    if place & member::SLOT != 0 {
+        pointer(object + u64::from(place - member::SLOT))
+    } else if place & member::ITEM != 0 {
+        let index = u64::from(place - member::ITEM);
+        if index >= read::<u64>(object + OB_SIZE)? {
+            return None;
+        }
+        pointer(object + u64::from(layout.tuple_items) + index * 8)
+    } else {
+        None
+    }
+}
+
+#[repr(C)]
+struct Walk {
+    context: *const Context,
+    /// The first class.
+    classes: u64,
+    key: u32,
+    reserved: u32,
+    /// What the first class that has the key has under it.
+    found: u64,
+}
+
+/// Looks the key up in one class.
+unsafe extern "C" fn class_step(index: u32, walk: *mut c_void) -> i64 {
+    // SAFETY: the context that `class_attribute` passed.
+    unsafe {
+        let walk = &mut *walk.cast::<Walk>();
+        let context = &*walk.context;
+        let layout = &*context.layout;
+        let Some(class) = pointer(walk.classes + u64::from(index) * 8) else { return 1 };
+        // NULL for the interpreter's own static types from 3.12 on.
+        let Some(dict) = pointer(class + u64::from(layout.type_dict)) else { return 0 };
+        let Some(keys) = pointer(dict + u64::from(layout.dict_keys)) else { return 0 };
+        let Some(table) = keys_table(layout, keys) else { return 0 };
+        let Some(key) = KEYS.get_ptr(walk.key) else { return 1 };
+        let found = scan(context, &table, key);
+        if found == 0 {
+            return 0;
+        }
+        walk.found = pointer(table.entries + (found - 1) * table.stride + table.value_offset).unwrap_or(0);
+        1
+    }
+}
+
+/// What a class or its bases have under a key, or 0.
+#[inline(never)]
+extern "C" fn class_attribute(context: &Context, type_: u64, key: u32) -> u64 {
+    // SAFETY: an element of LAYOUTS.
+    let layout = unsafe { &*context.layout };
+    let Some(mro) = pointer(type_ + u64::from(layout.type_mro)) else { return 0 };
+    let Some(len) = read::<u64>(mro + OB_SIZE) else { return 0 };
+    let len = if len > MAX_MRO { MAX_MRO } else { len };
+    let mut walk = Walk { context, classes: mro + u64::from(layout.tuple_items), key, reserved: 0, found: 0 };
+    // SAFETY: the callback and its context fit together; the context outlives the call.
+    unsafe { bpf_loop(len as u32, class_step as *mut c_void, (&raw mut walk).cast(), 0) };
+    walk.found
+}
+
+/// Where instances of a type keep an attribute (`member`), or 0.
+#[inline(always)]
+fn find_member(context: &Context, type_: u64, key: u32) -> u32 {
+    find_item(context, type_, key).or_else(|| find_slot(context, type_, key)).unwrap_or(0)
+}
+
+/// The index of an attribute of a named tuple.
+#[inline(always)]
+fn find_item(context: &Context, type_: u64, key: u32) -> Option<u32> {
+    // SAFETY: an element of LAYOUTS.
+    let layout = unsafe { &*context.layout };
+    if type_flags(layout, type_)? & TUPLE_SUBCLASS == 0 {
+        return None;
+    }
+    let names = class_attribute(context, type_, key::FIELDS);
+    if names == 0 || type_flags(layout, type_of(names)?)? & TUPLE_SUBCLASS == 0 {
+        return None;
+    }
+    match keyword(context, names, key) {
+        0 => None,
+        found => Some(member::ITEM | (found - 1) as u32),
+    }
+}
+
+/// The offset of a slot.
+#[inline(always)]
+fn find_slot(context: &Context, type_: u64, key: u32) -> Option<u32> {
+    const T_OBJECT: u32 = 6;
+    const T_OBJECT_EX: u32 = 16;
+    // SAFETY: an element of LAYOUTS; a map value.
+    let (layout, member_type) = unsafe { (&*context.layout, (*context.thread).process.member_type) };
+    let descriptor = class_attribute(context, type_, key);
+    if descriptor == 0 || type_of(descriptor)? != member_type {
+        return None;
+    }
+    let definition = pointer(descriptor + u64::from(layout.member))?;
+    let kind = read::<u32>(definition + u64::from(layout.member_type))?;
+    let offset = read::<u64>(definition + u64::from(layout.member_offset))?;
+    // Within the object.
+    let end = read::<u64>(type_ + u64::from(layout.type_basicsize))?;
+    if kind != T_OBJECT && kind != T_OBJECT_EX || offset < 16 || offset > 0xff_ffff || offset + 8 > end {
+        return None;
+    }
+    Some(member::SLOT | offset as u32)
 }
 
 #[inline(always)]

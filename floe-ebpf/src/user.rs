@@ -7,6 +7,17 @@ use aya_ebpf::helpers::generated::bpf_probe_read_user;
 /// The count in a vectorcall's `nargsf`: all but `PY_VECTORCALL_ARGUMENTS_OFFSET`.
 pub const ARGUMENTS: u64 = !(1 << 63);
 
+/// Eight bytes of a text, from `at` on, as they are in memory; zeroes behind its end.
+pub const fn word(text: &[u8], at: usize) -> u64 {
+    let mut bytes = [0; 8];
+    let mut i = 0;
+    while i < 8 && at + i < text.len() {
+        bytes[i] = text[at + i];
+        i += 1;
+    }
+    u64::from_le_bytes(bytes)
+}
+
 /// Reads a `T` of plain integers at `addr`.
 #[inline(always)]
 pub fn read<T: Copy>(addr: u64) -> Option<T> {

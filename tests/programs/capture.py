@@ -2,14 +2,19 @@
 
     capture.py FILE     FILE gets {function: {case: {attribute: value}}}: what must be captured
 
-A value that is `OPTIONAL(x)` may be x or absent; None is absent; `CUT(x)` is a beginning of x.
+A value that is `OPTIONAL(x)` may be x or absent; None is absent; `CUT(x)` is a beginning of x; `PART(x)` is x, marked as
+not being all of it.
 """
 import collections
 import dataclasses
+import datetime
 import decimal
 import enum
 import json
+import pathlib
 import sys
+import typing
+import uuid
 
 import capture_target as t
 
@@ -27,12 +32,18 @@ class CUT:
         self.value = value
 
 
+class PART:
+    def __init__(self, value):
+        self.value = value
+
+
 def case(function, name, x, **values):
     """One call, and what is captured of it."""
     assert name not in expected.setdefault(function.__name__, {}), name
     expected[function.__name__][name] = {
         key: {"optional": value.value} if isinstance(value, OPTIONAL)
         else {"cut": value.value} if isinstance(value, CUT)
+        else {"part": value.value} if isinstance(value, PART)
         else {"exactly": value}
         for key, value in values.items()
     }
@@ -126,6 +137,56 @@ case(t.value, "enum str mix-in ucs-2", Mixed.WIDE, v="\u0443\u0441\u043f\u0435\u
 case(t.value, "IntEnum", Number.SEVEN, v=7)
 case(t.value, "IntEnum negative", Number.NEGATIVE, v=-7)
 case(t.value, "IntFlag", Bits.ONE | Bits.TWO, v=3)
+for name, text in {"ascii": "select 1 -- " * 300, "ucs-2": "\u20ac" * 2000}.items():
+    case(t.long_text, "long " + name, text, v=text)
+    case(t.long_text, "too long " + name, text * 3, v=CUT(text * 3))
+
+# Paths, UUIDs, dates: what str gives, whether it was called before or not.
+class MyPath(type(pathlib.Path())):
+    pass
+
+
+class MyUUID(uuid.UUID):
+    pass
+
+
+for name, pieces in {
+    "empty": (), "dot": (".",), "relative": ("a", "b/c"), "absolute": ("/srv", "data"), "root": ("/",), "two slashes": ("//a", "b"),
+    "three slashes": ("///a", "b"), "not normal": ("a//./b/",), "up": ("a", "../b"), "absolute later": ("a", "/b", "c"),
+    "ucs-2": ("/\u0434\u0430\u043d\u043d\u044b\u0435", "x.csv"), "many": tuple("abcdefghij"),
+}.items():
+    for kind in [pathlib.Path, pathlib.PurePosixPath, MyPath]:
+        expected_text = str(kind(*pieces))
+        case(t.value, "%s %s" % (kind.__name__, name), kind(*pieces), v=expected_text)
+        shown = kind(*pieces)
+        str(shown)
+        case(t.value, "%s %s, shown" % (kind.__name__, name), shown, v=expected_text)
+    parent = pathlib.Path("/x/y", *pieces)
+    case(t.value, "parent of %s" % name, parent.parent, v=str(pathlib.Path("/x/y", *pieces).parent))
+    case(t.value, "child of %s" % name, pathlib.Path(*pieces) / "z" / pathlib.Path("u"), v=str(pathlib.Path(*pieces) / "z" / "u"))
+case(t.value, "resolved path", pathlib.Path("/").resolve(), v="/")
+case(t.value, "home", pathlib.Path.home(), v=str(pathlib.Path.home()))
+case(t.value, "Windows path", pathlib.PureWindowsPath("C:/x", "y"), v=None)
+for name, number in {"zero": 0, "one": 1, "large": 2**128 - 1, "some": 0x123456789abcdef00fedcba987654321, "30 bits": 2**90}.items():
+    case(t.value, "UUID " + name, uuid.UUID(int=number), v=str(uuid.UUID(int=number)))
+    case(t.value, "UUID subclass " + name, MyUUID(int=number), v=str(uuid.UUID(int=number)))
+random_id = uuid.uuid4()
+case(t.value, "UUID random", random_id, v=str(random_id))
+for name, moment in {
+    "date": datetime.date(2024, 2, 29), "datetime": datetime.datetime(2024, 2, 29, 23, 5, 9),
+    "datetime with micros": datetime.datetime(1, 1, 1, 0, 0, 0, 7), "datetime UTC": datetime.datetime(2024, 2, 29, tzinfo=datetime.timezone.utc),
+    "datetime with offset": datetime.datetime(2024, 2, 29, tzinfo=datetime.timezone(-datetime.timedelta(hours=5, minutes=30))),
+}.items():
+    case(t.value, name, moment, v=str(moment))
+
+
+class Zone(datetime.tzinfo):
+    def utcoffset(self, moment):
+        raise AssertionError("the agent must run no code")
+
+
+case(t.value, "datetime with a zone of code", datetime.datetime(2024, 1, 1, tzinfo=Zone()), v=None)
+
 for name, other in {
     "bytes": b"bytes", "list": [1], "tuple": (1,), "dict": {"v": 1}, "set": {1}, "object": object(), "type": int,
     "function": case, "complex": 1j, "decimal": decimal.Decimal("1.5"), "module": sys, "range": range(3),
@@ -301,8 +362,49 @@ for kind in [Simple, Child, Backwards, Many, Thirty, Data, Frozen, WithMeta]:
 for base in [MyDict(), MyList([1, 2]), MyTuple((1, 2, 3)), MyTuple(), MyInt(5), MyInt(2**70), Error(), Error("x", 1),
              Text("text"), Ratio(1.5)]:
     attributes("%s %r" % (type(base).__name__, base), set_all(base))
-attributes("Slots", Slots("the first", -2, True), optional=True)
-attributes("Slots and dict", SlotsAndDict("the first", -2, True), optional=True)
+attributes("Slots", Slots("the first", -2, True))
+attributes("Slots and dict", SlotsAndDict("the first", -2, True))
+
+
+class MoreSlots(Slots):
+    __slots__ = ("before", "more")
+
+
+class Shadowed(Slots):
+    first = property(lambda self: 1 / 0)
+
+
+class Numbers(typing.NamedTuple):
+    first: str
+    second: int
+    last: bool
+
+
+class Record(Numbers):
+    first = "a default of the class"
+
+    def __new__(cls, *values):
+        self = super().__new__(cls, *values)
+        return self
+
+
+if sys.version_info >= (3, 10):
+    SlottedData = dataclasses.make_dataclass("SlottedData", ["first", "second", "last"], slots=True)
+    attributes("dataclass with slots", SlottedData("the first", -2, True))
+attributes("inherited slots", MoreSlots("the first", -2, True))
+unset = Slots("the first", -2, True)
+del unset.second
+attributes("slot that is not set", unset, second=None)
+shadowed = Shadowed.__new__(Shadowed)
+shadowed.second, shadowed.last = -2, True
+attributes("slot behind a property", shadowed, first=None)
+attributes("NamedTuple", Numbers("the first", -2, True))
+attributes("NamedTuple subclass", Record("the first", -2, True))
+attributes("namedtuple", collections.namedtuple("Made", "last first second")(True, "the first", -2))
+attributes("namedtuple without", collections.namedtuple("Made", "x y")(1, 2), first=None, second=None, last=None)
+for i in range(30):
+    slotted = type("Slotted%d" % i, (), {"__slots__": ["filler_%d" % filler for filler in range(i)] + ["first", "second", "last"]})
+    attributes("slotted %d" % i, set_all(slotted(), "first %d" % i, i, i * 0.5), first="first %d" % i, second=i, last=i * 0.5)
 attributes("function", set_all(lambda: None), optional=True)
 attributes("class", set_all(type("Made", (), {})), optional=True)
 attributes("class attributes", ClassAttributes(), first=None, second=None, last=None)
@@ -366,6 +468,57 @@ with_k = type("WithK", (), {})()
 with_k.k, with_k.other = "split", 5
 case(t.key, "split dict", vars(with_k), k="split", other=5)
 case(t.key, "not a dict", ["k"], k=None, other=None)
+
+# All items: [*], [*].name, [*][*], joined.
+class Named:
+    def __init__(self, name):
+        self.name = name
+
+
+class Key(typing.NamedTuple):
+    name: str
+    parts: tuple
+
+
+for name, x, all_items in [
+    ("list", ["a", "b"], ["a", "b"]), ("tuple", ("a",), ["a"]), ("empty list", [], []), ("empty tuple", (), []),
+    ("numbers", [1, 2], [1, 2]), ("floats", (0.5, 1.5), [0.5, 1.5]), ("bools", [True, False], [True, False]),
+    ("mixed", ["a", 1, 2.5, True], ["a", "1", "2.5", "true"]), ("with None", ["a", None, "b"], ["a", "b"]),
+    ("enums", [Mixed.SUCCESS, Plain.TEXT, Number.SEVEN], ["success", "plain text", "7"]), ("paths", [pathlib.Path("/a", "b"), pathlib.Path("c")], ["/a/b", "c"]),
+    ("UUIDs", [uuid.UUID(int=1)], [str(uuid.UUID(int=1))]), ("dict", {"a": 1, "b": 2}, [1, 2]), ("dict with other keys", {1: "x", (2,): "y"}, ["x", "y"]),
+    ("empty dict", {}, []), ("dict, deleted", deleted, [1, 3]), ("split dict", vars(with_k), ["split", "5"]),
+    ("list subclass", MyList(["a"]), ["a"]), ("tuple subclass", MyTuple(("a", "b")), ["a", "b"]), ("dict subclass", MyDict(k="v"), ["v"]),
+    ("64 items", ["i%d" % i for i in range(64)], ["i%d" % i for i in range(64)]),
+    ("65 items", ["i%d" % i for i in range(65)], PART(["i%d" % i for i in range(64)])),
+    ("wide", ["\u20ac", "\xe9"], ["\u20ac", "\xe9"]), ("grown", [].__iadd__(["x", "y"]), ["x", "y"]),
+    ("with an object", ["a", object(), "b"], PART(["a", "b"])), ("only objects", [object()], PART([])),
+    ("cut", ["a", "long " * 200], PART(["a", ("long " * 200)[:256]])),
+    ("long", ["0123456789" * 20] * 64, PART(["0123456789" * 20] * 47)),
+    ("a str", "abc", None), ("a number", 5, None), ("a set", {1}, None), ("None", None, None),
+]:
+    case(t.items, name, x, all=all_items, behind="still there")
+for name, x, names, parts in [
+    ("objects", [Named("a"), Named("b")], ["a", "b"], []), ("named tuples", (Key("x", ("a", "b")), Key("y", ())), ["x", "y"], ["a/b", ""]),
+    ("one without", [Named("a"), object(), Named("c")], PART(["a", "c"]), []), ("nothing", [], [], []),
+    ("many", [Key("n%d" % i, ("a", "b", str(i))) for i in range(20)], ["n%d" % i for i in range(20)], ["a/b/%d" % i for i in range(20)]),
+]:
+    lists = [list(key.parts) for key in x if isinstance(key, Key)]
+    partly = len(lists) < len(x)
+    case(t.nested, name, x, names=names, parts=PART(parts) if partly else parts)
+for name, x, text in [
+    ("list", ["a", "b", "c"], "a/b/c"), ("tuple", ("a",), "a"), ("empty", [], ""), ("numbers", ("a", 5, True), "a/5/True"),
+    ("with None", ["a", None], None), ("with an object", ["a", object()], None), ("too many", list(map(str, range(100))), CUT("/".join(map(str, range(100))))),
+    ("no list", 5, None),
+]:
+    case(t.joined, name, x, v=text)
+for name, x, values in [
+    ("tags", {"a": "x", "b/c": 2, "d": True}, {"d.a": "x", "d.b/c": 2, "d.d": True}), ("empty", {}, {}),
+    ("deleted", deleted, {"d.x": 1, "d.other": 3}), ("split", vars(with_k), {"d.k": "split", "d.other": 5}),
+    ("with None", {"a": None, "b": "x"}, {"d.b": "x"}), ("other keys", {1: "x", "k": "v", "o": object()}, {"d.k": "v"}),
+    ("nested", {"k": {"x": 1}, "l": "v"}, {"d.l": "v"}), ("dict subclass", MyDict(k="v"), {"d.k": "v"}), ("no dict", ["k"], {}),
+    ("many", {"k%d" % i: i for i in range(70)}, {"d.k%d" % i: i for i in range(64)}),
+]:
+    case(t.entries, name, x, **values)
 
 # Longer paths: .inner.name, .items[1].name, .table['k'].name
 node = Simple(1, 2, 3)

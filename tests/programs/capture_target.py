@@ -1,6 +1,7 @@
 """Functions whose arguments, results and exceptions are captured. The first argument is the name of the case."""
 
 SETTING = "a global"
+BEHIND = "still there"
 NUMBER = 41
 
 
@@ -21,6 +22,26 @@ def key(case, x):
 
 
 def path(case, x):
+    pass
+
+
+def long_text(case, x):
+    pass
+
+
+def items(case, x):
+    pass
+
+
+def nested(case, x):
+    pass
+
+
+def joined(case, x):
+    pass
+
+
+def entries(case, x):
     pass
 
 

@@ -7,12 +7,16 @@ use std::fs;
 use floe_tests::{Agent, Outcome, Status, can_trace, for_each, interpreters};
 use serde_json::Value;
 
-const PROBES: [&str; 13] = [
+const PROBES: [&str; 17] = [
     "capture_target:value(t.case=arg0, t.v=arg1)",
     "capture_target:attributes(t.case=arg0, t.first=arg1.first, t.second=arg1.second, t.last=arg1.last)",
     "capture_target:item(t.case=arg0, t.zero=arg1[0], t.one=arg1[1], t.three=arg1[3])",
     "capture_target:key(t.case=arg0, t.k=arg1['k'], t.other=arg1['other'])",
     "capture_target:path(t.case=arg0, t.inner=arg1.inner.name, t.item=arg1.items[1].name, t.key=arg1.table['k'].name)",
+    "capture_target:items(t.case=arg0, t.all=arg1[*], t.behind=globals['BEHIND'])",
+    "capture_target:nested(t.case=arg0, t.names=arg1[*].name, t.parts=join('/', arg1[*].parts[*]))",
+    "capture_target:joined(t.case=arg0, t.v=join('/', arg1[*]))",
+    "capture_target:entries(t.case=arg0, t.d=dict(arg1))",
     "capture_target:length(t.case=arg0, t.v=len(arg1))",
     "capture_target:type_name(t.case=arg0, t.v=type(arg1))",
     "capture_target:keyword(t.case=arg0, t.v=kwargs['x'])",
@@ -22,6 +26,16 @@ const PROBES: [&str; 13] = [
     "capture_target:raised(t.case=arg0, t.type=type(exception), t.arg=exception.args[0], t.detail=exception.detail)",
     "capture_target:failing(t.case=arg0, t.type=type(exception))",
 ];
+
+/// Longer texts than the command line can ask for.
+const PACK: &str = "\
+pack: capture
+probes:
+  - name: long_text
+    target: capture_target:long_text
+    span: {name: long_text}
+    attributes: {t.case: arg0, t.v: {path: arg1, max: 4095}}
+";
 
 /// Repetitions of each case in the program.
 const REPETITIONS: usize = 3;
@@ -34,7 +48,13 @@ fn a_captured_value_is_the_value_at_the_call_in_every_layout() {
     for_each(interpreters(), |interpreter| {
         let folder = tempfile::tempdir().expect("a temporary folder can be made");
         let file = folder.path().join("cases.json");
-        let outcome = Agent::new().probes(&PROBES).exec(&interpreter.program("capture.py").arg(&file));
+        let pack = folder.path().join("capture.yaml");
+        fs::write(&pack, PACK).expect("the folder can be written to");
+        let outcome = Agent::new()
+            .probes(&PROBES)
+            .option("--pack")
+            .option(&pack)
+            .exec(&interpreter.program("capture.py").arg(&file));
         outcome.finished.expect(0);
         outcome.nothing_lost();
         let cases = fs::read_to_string(&file).expect("the program wrote its cases");
@@ -99,6 +119,10 @@ fn judge(expected: &Value, captured: Option<&Value>, truncated: Option<&Value>, 
             } else {
                 Ok(())
             }
+        }
+        ("part", Some(captured)) if same(value, captured) => {
+            let marked = truncated.and_then(Value::as_array).is_some_and(|names| names.contains(&Value::from(name)));
+            if marked { Ok(()) } else { Err(format!("is not marked in floe.truncated: {truncated:?}")) }
         }
         (_, captured) => {
             let captured = captured.map_or("absent".to_owned(), Value::to_string);

@@ -287,6 +287,7 @@ impl Attacher {
         info.str_type = interpreter.types.str.0;
         info.float_type = addresses.float_type.0;
         info.bool_type = addresses.bool_type.0;
+        info.member_type = interpreter.types.member_descriptor.0;
         info.tstate = addresses.tstate.0;
         info.flags |= process_flags::READY;
         self.kernel.set_process(pid, info).map_err(kernel_error)?;
@@ -744,6 +745,7 @@ impl Attacher {
                 str_type: 0,
                 float_type: 0,
                 bool_type: 0,
+                member_type: 0,
                 tstate: 0,
                 since: boot_now().0,
             },

@@ -24,7 +24,11 @@ pub use probe::{Attribute, Kind, Moment, Probe, Role, SpanRef, SpanRule, StatusR
 use crate::units::ProbeId;
 
 /// The packs in the binary: file name and text.
-const EMBEDDED: &[(&str, &str)] = &[("packs/dbt.yaml", include_str!("packs/dbt.yaml"))];
+const EMBEDDED: &[(&str, &str)] = &[
+    ("packs/dagster.yaml", include_str!("packs/dagster.yaml")),
+    ("packs/dbt.yaml", include_str!("packs/dbt.yaml")),
+    ("packs/floe.yaml", include_str!("packs/floe.yaml")),
+];
 
 /// The pack name of probes that come from the command line.
 pub const COMMAND_LINE: &str = "command line";

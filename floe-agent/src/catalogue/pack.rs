@@ -869,7 +869,7 @@ probes:
                 "shop.yaml:22:11: unknown variant `evnt`, expected one of call, contextmanager, pair, event",
             ),
             ("    kind: event", "    knd: event", "shop.yaml:22:5: unknown field `knd`"),
-            ("max: 16", "max: 5000", "shop.yaml:10:19: attribute `shop.total`: `max: 5000`: expected 1 to 1023 bytes"),
+            ("max: 16", "max: 5000", "shop.yaml:10:19: attribute `shop.total`: `max: 5000`: expected 1 to 4095 bytes"),
             (
                 "max: 16",
                 "maxi: 16",

@@ -7,14 +7,20 @@
 //! | `kwargs['sql']` | keyword argument `sql` |
 //! | `return`, `exception` | what the call returned or raised |
 //! | `globals['NAME']` | a global variable of the function's module |
-//! | `.name`, `['key']`, `[0]` | instance attribute; item of a dict; item of a tuple or list |
+//! | `.name`, `['key']`, `[0]` | attribute; item of a dict; item of a tuple or list |
+//! | `[*]` | each item of a tuple or list, or each value of a dict: a list |
+//! | `join('/', path[*])` | the items of a list as one text; with two `[*]`, those of each inner list |
+//! | `dict(path)` | a dict with str keys: an attribute for each of its entries |
 //! | `type(path)`, `len(path)` | the name of its type; the number of its items (tuple, list, dict) |
+//! | `str(path)` | the same as `path` |
 //!
-//! Enum members give their `_value_` without being asked. `.args` behind an exception gives the exception's arguments.
+//! Attributes are those of the instance, in its dict or in slots, and the names of a named tuple's items. Enum members give
+//! their `_value_` without being asked, paths and UUIDs their text. `.args` behind an exception gives the exception's
+//! arguments.
 
 use std::fmt;
 
-use floe_ebpf::KEY_LEN;
+use floe_ebpf::{KEY_LEN, MAX_LOOPS};
 use thiserror::Error;
 
 /// A parsed path.
@@ -26,6 +32,8 @@ pub struct Path {
     pub steps: Vec<Step>,
     /// What is taken at its end.
     pub leaf: Leaf,
+    /// Separator with which the items of the innermost list become one text.
+    pub join: Option<String>,
 }
 
 /// Where a path starts.
@@ -61,6 +69,8 @@ pub enum Step {
     ExceptionArgs,
     /// The type of the object.
     Type,
+    /// Each item of a tuple or list, or value of a dict.
+    Each,
 }
 
 /// What a path ends in.
@@ -72,7 +82,14 @@ pub enum Leaf {
     TypeName,
     /// The number of items.
     Len,
+    /// The entries of a dict.
+    Dict,
 }
+
+/// Longest separator of `join`, in bytes.
+const SEPARATOR_LEN: usize = 4;
+/// Most loops of a path within each other. The library needs one.
+const LOOPS: usize = MAX_LOOPS - 2;
 
 /// A path that cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -98,6 +115,11 @@ impl Path {
             return Err(parser.expected("`.name`, `['key']`, `[0]` or the end"));
         }
         Ok(path)
+    }
+
+    /// Whether the value may have many parts.
+    pub fn is_long(&self) -> bool {
+        self.leaf == Leaf::Dict || self.steps.contains(&Step::Each)
     }
 
     /// Whether the value exists only when the call has ended.
@@ -128,10 +150,16 @@ impl fmt::Display for Path {
                 Step::Item(index) => text = format!("{text}[{index}]"),
                 Step::ExceptionArgs => text += ".args",
                 Step::Type => text = format!("type({text})"),
+                Step::Each => text += "[*]",
             }
         }
-        if self.leaf == Leaf::Len {
-            text = format!("len({text})");
+        match self.leaf {
+            Leaf::Len => text = format!("len({text})"),
+            Leaf::Dict => text = format!("dict({text})"),
+            Leaf::Value | Leaf::TypeName => {}
+        }
+        if let Some(separator) = &self.join {
+            text = format!("join('{separator}', {text})");
         }
         f.write_str(&text)
     }
@@ -196,23 +224,55 @@ impl Parser<'_> {
         self.spaces();
         let start = self.at;
         let word = self.word().to_owned();
-        let function = matches!(word.as_str(), "type" | "len") && self.eat('(');
+        let function = matches!(word.as_str(), "type" | "len" | "str" | "dict" | "join") && self.eat('(');
         if !function {
             self.at = start;
             return self.plain();
         }
+        if word == "join" {
+            return self.join();
+        }
+        let inner = self.at;
         let mut path = self.plain()?;
         self.demand(')')?;
-        if word == "len" {
-            path.leaf = Leaf::Len;
-            return Ok(path);
+        match word.as_str() {
+            "len" => path.leaf = Leaf::Len,
+            "dict" => {
+                if path.steps.contains(&Step::Each) {
+                    return Err(self.expected_at(inner, "a path without `[*]`"));
+                }
+                path.leaf = Leaf::Dict;
+            }
+            "type" => {
+                path.leaf = Leaf::TypeName;
+                if path.root == Root::Exception && path.steps.is_empty() {
+                    path.root = Root::ExceptionType;
+                } else {
+                    path.steps.push(Step::Type);
+                }
+            }
+            _ => {}
         }
-        path.leaf = Leaf::TypeName;
-        if path.root == Root::Exception && path.steps.is_empty() {
-            path.root = Root::ExceptionType;
-        } else {
-            path.steps.push(Step::Type);
+        Ok(path)
+    }
+
+    /// `join(` was read.
+    fn join(&mut self) -> Result<Path, PathError> {
+        self.spaces();
+        let start = self.at;
+        let separator = self.quoted("a separator in quotes")?;
+        if separator.len() > SEPARATOR_LEN || separator.contains('\0') {
+            return Err(self.expected_at(start, &format!("a separator of at most {SEPARATOR_LEN} bytes")));
         }
+        self.demand(',')?;
+        self.spaces();
+        let inner = self.at;
+        let mut path = self.path()?;
+        if !path.steps.contains(&Step::Each) || path.join.is_some() {
+            return Err(self.expected_at(inner, "a path with `[*]`"));
+        }
+        self.demand(')')?;
+        path.join = Some(separator);
         Ok(path)
     }
 
@@ -237,10 +297,19 @@ impl Parser<'_> {
                 Some('[') => {
                     self.at += 1;
                     self.spaces();
+                    if self.peek() == Some('*') {
+                        if steps.iter().filter(|step| **step == Step::Each).count() == LOOPS {
+                            return Err(self.expected(&format!("at most {LOOPS} times `[*]` in a path")));
+                        }
+                        self.at += 1;
+                        self.demand(']')?;
+                        steps.push(Step::Each);
+                        continue;
+                    }
                     steps.push(if self.peek().is_some_and(|c| c.is_ascii_digit()) {
                         Step::Item(self.number()?)
                     } else {
-                        Step::Key(self.string("an index (0, 1, ...) or a key ('name')")?)
+                        Step::Key(self.string("an index (0, 1, ...), `*` or a key ('name')")?)
                     });
                     self.demand(']')?;
                 }
@@ -250,12 +319,12 @@ impl Parser<'_> {
         if root == Root::Globals && !matches!(steps.first(), Some(Step::Key(_))) {
             return Err(self.expected("a variable's name: `globals['NAME']`"));
         }
-        Ok(Path { root, steps, leaf: Leaf::Value })
+        Ok(Path { root, steps, leaf: Leaf::Value, join: None })
     }
 
     fn root(&mut self) -> Result<Root, PathError> {
         const ROOTS: &str = "`arg0`, `self`, `arg(1, 'name')`, `kwargs['name']`, `return`, `exception`, \
-                             `globals['NAME']`, `type(...)` or `len(...)`";
+                             `globals['NAME']`, `type(...)`, `len(...)`, `str(...)`, `dict(...)` or `join(...)`";
         let start = self.at;
         let word = self.word().to_owned();
         match word.as_str() {
@@ -300,6 +369,13 @@ impl Parser<'_> {
     fn string(&mut self, expected: &str) -> Result<String, PathError> {
         self.spaces();
         let start = self.at;
+        let string = self.quoted(expected)?;
+        self.check_key(start + 1, &string)?;
+        Ok(string)
+    }
+
+    fn quoted(&mut self, expected: &str) -> Result<String, PathError> {
+        let start = self.at;
         let Some(quote @ ('\'' | '"')) = self.peek() else {
             return Err(self.expected(expected));
         };
@@ -307,7 +383,6 @@ impl Parser<'_> {
             return Err(self.expected_at(start, "a closing quote"));
         };
         let string = self.text[start + 1..start + 1 + length].to_owned();
-        self.check_key(start + 1, &string)?;
         self.at = start + length + 2;
         Ok(string)
     }
@@ -344,9 +419,17 @@ mod tests {
             "type(exception.exception)",
             "type(arg0)",
             "len(arg1.items)",
+            "arg1.keys[*]",
+            "arg1.keys[*].path[*]",
+            "join('/', arg1.path[*])",
+            "join('', arg1.keys[*][0][*])",
+            "len(arg1.keys[*])",
+            "type(return[*])",
+            "dict(arg0.tags)",
         ] {
             assert_eq!(Path::parse(text).expect(text).to_string(), text);
         }
+        assert_eq!(Path::parse("str(arg0.id)").unwrap(), Path::parse("arg0.id").unwrap());
         assert_eq!(Path::parse("self.node").unwrap(), Path::parse("arg0.node").unwrap());
         assert_eq!(Path::parse(" arg( 1 , \"sql\" ) .x ").unwrap(), Path::parse("arg(1, 'sql').x").unwrap());
     }
@@ -370,6 +453,14 @@ mod tests {
         assert!(error("len(arg0").contains("expected `)`"));
         assert!(error("arg0 x").contains("or the end, found `x`"));
         assert!(error("type(len(arg0))").contains("character 6"));
+        assert!(error("arg0[*").contains("expected `]`"));
+        assert!(error("arg0[*][*][*]").contains("at most 2 times `[*]`"));
+        assert!(error("join('/', arg0)").contains("character 11: expected a path with `[*]`"));
+        assert!(error("join('/', join('/', arg0[*]))").contains("expected a path with `[*]`"));
+        assert!(error("join('/' arg0[*])").contains("expected `,`"));
+        assert!(error("join('/////', arg0[*])").contains("character 6: expected a separator of at most 4 bytes"));
+        assert!(error("join(arg0[*])").contains("expected a separator in quotes"));
+        assert!(error("dict(arg0[*])").contains("expected a path without `[*]`"));
     }
 
     #[test]

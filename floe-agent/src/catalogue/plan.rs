@@ -2,13 +2,16 @@
 //!
 //! The paths of one probe and moment become one plan. Common beginnings are walked once: each distinct prefix of the
 //! paths has its own register, so that `self.node` is loaded once for `self.node.name` and `self.node.schema`.
+//!
+//! Lists come behind simple values and before what is about an exception: they may be long, and what is long gets the room
+//! that is left.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use bytemuck::Zeroable;
 use floe_ebpf::{
-    KEY_LEN, Key, LOAD_EXCEPTION_ARGS, LOAD_FUNC_GLOBALS, MAX_HOPS, MAX_KEYS, MAX_OPS, MAX_PLANS, MAX_REGS, MAX_STR,
-    Op, Plan, RECORD_LEN, op,
+    CALLERS_HOP, FIXED_KEYS, KEY_LEN, Key, LIBRARY, LIBRARY_REGS, LIST_LEN, LOAD_EXCEPTION_ARGS, LOAD_FUNC_GLOBALS,
+    MAX_HOPS, MAX_KEYS, MAX_OPS, MAX_PLANS, MAX_STR, Op, Plan, key, op, routine, value,
 };
 use thiserror::Error;
 
@@ -17,6 +20,12 @@ use super::probe::{Attribute, Kind, Moment, Probe};
 
 /// Longest captured string unless a pack says otherwise, in bytes of its representation.
 pub const DEFAULT_MAX: u32 = 256;
+
+/// Most items of a list, of a dict, and of each list in a list.
+pub const MAX_ITEMS: u32 = 64;
+
+/// Longest message of an exception.
+const MAX_MESSAGE: u32 = 1020;
 
 /// Name of the field with the type of a raised exception.
 pub const EXCEPTION_TYPE: &str = "exception.type";
@@ -104,7 +113,7 @@ impl PlanError {
 
 /// Compiles the plans of all probes.
 pub fn compile(probes: &[Probe]) -> Result<Plans, PlanError> {
-    let mut compiler = Compiler::default();
+    let mut compiler = Compiler::new();
     for probe in probes {
         let enter = compiler.plan(probe, Moment::Enter)?;
         let exit = compiler.plan(probe, Moment::Exit)?;
@@ -127,11 +136,58 @@ struct Draft<'a> {
     registers: usize,
     roots: Vec<(Root, u8)>,
     steps: Vec<(u8, Step, u8)>,
-    /// Bytes that the fields can take: those of arguments, of the result, of the exception.
-    bytes: [usize; 3],
+    /// Bytes that the simple fields of arguments and result can take.
+    bytes: usize,
 }
 
 impl Compiler {
+    /// With the library and what it needs.
+    fn new() -> Self {
+        let mut this = Self::default();
+        for text in FIXED_KEYS {
+            this.key("", text).expect("the fixed keys are short, and few");
+        }
+        let mut library = Plan::zeroed();
+        let mut at = 0;
+        let object = LIBRARY_REGS as u8;
+        let (made, item) = (object + 1, object + 2);
+        let mut emit = |from: u32, ops: &[Op]| {
+            assert!(at <= from as usize, "routines do not overlap");
+            at = from as usize + ops.len();
+            library.ops[from as usize..at].copy_from_slice(ops);
+        };
+        let attribute = |arg, hop| Op { code: op::ATTR, dst: made, src: object, arg, hop, ..Op::zeroed() };
+        let value = Op { code: op::VALUE, src: made, ..Op::zeroed() };
+        let unless = |captured: bool| Op { code: op::RETURN, arg: u32::from(captured), ..Op::zeroed() };
+        emit(routine::ENUM, &[attribute(key::VALUE, CALLERS_HOP), value, unless(false)]);
+        let texts = |first: u32, kind: u8| {
+            let max = u32::from(kind) << 16 | MAX_ITEMS;
+            [
+                Op { code: op::EACH, dst: item, src: made, arg: first + 2, max, ..Op::zeroed() },
+                Op { code: op::VALUE, src: item, ..Op::zeroed() },
+                Op { code: op::NEXT, dst: item, max, ..Op::zeroed() },
+            ]
+        };
+        let mut path = vec![attribute(key::STR, this.fixed_hop()), value, unless(true)];
+        for (key, kind) in [(key::RAW_PATHS, value::RAW_PATH), (key::PARTS, value::PATH_PARTS)] {
+            path.push(attribute(key, this.fixed_hop()));
+            path.extend(texts(routine::PATH + path.len() as u32, kind));
+            path.push(unless(key == key::RAW_PATHS));
+        }
+        emit(routine::PATH, &path);
+        let uuid = Op { code: op::UUID, src: made, ..Op::zeroed() };
+        emit(routine::UUID, &[attribute(key::INT, this.fixed_hop()), uuid, unless(false)]);
+        library.len = at as u32;
+        library.returned = library.len;
+        assert_eq!(this.plans.plans.len(), LIBRARY as usize);
+        this.plans.plans.push(library);
+        this
+    }
+
+    fn fixed_hop(&mut self) -> u32 {
+        self.hop("").expect("the library needs few")
+    }
+
     fn plan(&mut self, probe: &Probe, moment: Moment) -> Result<Option<PlanRef>, PlanError> {
         let mut draft = Draft {
             probe: &probe.name,
@@ -140,24 +196,29 @@ impl Compiler {
             registers: 0,
             roots: Vec::new(),
             steps: Vec::new(),
-            bytes: [0; 3],
+            bytes: 0,
         };
-        for Attribute { name, path, at, max } in &probe.attributes {
-            if *at == moment {
-                self.path(&mut draft, name.clone(), path, *max)?;
+        let wanted: Vec<_> = probe.attributes.iter().filter(|attribute| attribute.at == moment).collect();
+        // An attribute's alternatives stay together, in their order.
+        let lists: HashSet<_> = wanted.iter().filter(|a| a.path.is_long()).map(|a| &a.name).collect();
+        for long in [false, true] {
+            for Attribute { name, path, at: _, max } in &wanted {
+                if lists.contains(name) == long {
+                    self.path(&mut draft, name.clone(), path, *max)?;
+                }
             }
         }
+        let returned = draft.ops.len() as u32;
         if moment == Moment::Exit && probe.kind != Kind::Event {
             self.exception(&mut draft)?;
         }
         if draft.ops.is_empty() {
             return Ok(None);
         }
-        let [arguments, result, exception] = draft.bytes;
         for (what, needed, limit) in [
             ("operations", draft.ops.len(), MAX_OPS),
-            ("registers", draft.registers, MAX_REGS),
-            ("bytes", arguments + result.max(exception), RECORD_LEN),
+            ("registers", draft.registers, LIBRARY_REGS),
+            ("bytes", draft.bytes, LIST_LEN),
         ] {
             if needed > limit {
                 let probe = probe.name.clone();
@@ -166,6 +227,7 @@ impl Compiler {
         }
         let mut plan = Plan::zeroed();
         plan.len = draft.ops.len() as u32;
+        plan.returned = returned;
         plan.ops[..draft.ops.len()].copy_from_slice(&draft.ops);
         let number = self.plans.plans.len() as u32;
         if number >= MAX_PLANS {
@@ -178,11 +240,11 @@ impl Compiler {
     /// Every plan that runs at the end of a span takes the type and the message of an exception along. Before Python
     /// 3.12 an exception may be raised as a type and its text, not yet made into an object: then the value is a str.
     fn exception(&mut self, draft: &mut Draft<'_>) -> Result<(), PlanError> {
-        let name = Path { root: Root::ExceptionType, steps: Vec::new(), leaf: Leaf::TypeName };
+        let name = Path { root: Root::ExceptionType, steps: Vec::new(), leaf: Leaf::TypeName, join: None };
         self.path(draft, opentelemetry::Key::from_static_str(EXCEPTION_TYPE), &name, DEFAULT_MAX)?;
         for steps in [vec![], vec![Step::ExceptionArgs, Step::Item(0)]] {
-            let message = Path { root: Root::Exception, steps, leaf: Leaf::Value };
-            self.path(draft, opentelemetry::Key::from_static_str(EXCEPTION_MESSAGE), &message, MAX_STR as u32)?;
+            let message = Path { root: Root::Exception, steps, leaf: Leaf::Value, join: None };
+            self.path(draft, opentelemetry::Key::from_static_str(EXCEPTION_MESSAGE), &message, MAX_MESSAGE)?;
         }
         Ok(())
     }
@@ -194,36 +256,54 @@ impl Compiler {
         path: &Path,
         max: u32,
     ) -> Result<(), PlanError> {
-        let mut register = self.root(draft, &path.root)?;
-        for step in &path.steps {
-            register = self.step(draft, register, step)?;
-        }
-        let mut leaf = Op::zeroed();
-        leaf.src = register;
         // More fields than numbers cannot be: the plan would have too many operations.
-        leaf.field = u8::try_from(draft.fields.len()).unwrap_or(u8::MAX);
-        leaf.max = max.min(MAX_STR as u32);
-        match path.leaf {
-            Leaf::Value => {
-                leaf.code = op::VALUE;
-                leaf.arg = self.key(draft.probe, "_value_")?;
-                leaf.hop = self.hop(draft.probe)?;
+        let field = u8::try_from(draft.fields.len()).unwrap_or(u8::MAX);
+        let mut register = self.root(draft, &path.root)?;
+        let mut loops = Vec::new();
+        let innermost = path.steps.iter().rposition(|step| *step == Step::Each);
+        for (index, step) in path.steps.iter().enumerate() {
+            register = match (step, &path.join) {
+                (Step::Each, Some(separator)) if Some(index) == innermost => {
+                    let mut bytes = [0; 4];
+                    bytes[..separator.len()].copy_from_slice(separator.as_bytes());
+                    draft.begin_loop(&mut loops, register, field, value::JOIN, u32::from_le_bytes(bytes))
+                }
+                (Step::Each, _) => draft.begin_loop(&mut loops, register, field, value::LIST, 0),
+                _ => self.step(draft, register, step)?,
+            };
+        }
+        if path.leaf == Leaf::Dict {
+            register = draft.begin_loop(&mut loops, register, field, value::MAP, 0);
+            // The key is in the register behind the value's, and comes first.
+            draft.registers += 1;
+            self.leaf(draft, Leaf::Value, register + 1, field, max)?;
+        }
+        self.leaf(draft, path.leaf, register, field, max)?;
+        if loops.is_empty() && matches!(path.root, Root::Argument { .. } | Root::Globals | Root::Return) {
+            let size = if path.leaf == Leaf::Len { 8 } else { (max as usize).max(8).next_multiple_of(4) };
+            // Sources of one attribute are alternatives: room for one is enough.
+            if draft.fields.last() != Some(&name) {
+                draft.bytes += size_of::<floe_ebpf::Field>() + size;
             }
-            Leaf::TypeName => leaf.code = op::TYPE_NAME,
-            Leaf::Len => leaf.code = op::LEN,
         }
-        let size = if path.leaf == Leaf::Len { 8 } else { (leaf.max as usize).max(8).next_multiple_of(4) };
-        let group = match path.root {
-            Root::Argument { .. } | Root::Globals => 0,
-            Root::Return => 1,
-            Root::Exception | Root::ExceptionType => 2,
-        };
-        // Sources of one attribute are alternatives: room for one is enough.
-        if draft.fields.last() != Some(&name) {
-            draft.bytes[group] += size_of::<floe_ebpf::Field>() + size;
+        for begin in loops.into_iter().rev() {
+            draft.end_loop(begin);
         }
-        draft.ops.push(leaf);
         draft.fields.push(name);
+        Ok(())
+    }
+
+    fn leaf(&mut self, draft: &mut Draft<'_>, leaf: Leaf, src: u8, field: u8, max: u32) -> Result<(), PlanError> {
+        let mut op = Op { src, field, max: max.min(MAX_STR as u32), ..Op::zeroed() };
+        match leaf {
+            Leaf::Value | Leaf::Dict => {
+                op.code = op::VALUE;
+                op.hop = self.hop(draft.probe)?;
+            }
+            Leaf::TypeName => op.code = op::TYPE_NAME,
+            Leaf::Len => op.code = op::LEN,
+        }
+        draft.ops.push(op);
         Ok(())
     }
 
@@ -273,6 +353,7 @@ impl Compiler {
                 hop.arg = LOAD_EXCEPTION_ARGS;
             }
             Step::Type => hop.code = op::TYPE,
+            Step::Each => unreachable!("loops are not steps of the machine"),
         }
         let register = draft.emit(hop);
         draft.steps.push((from, step.clone(), register));
@@ -308,6 +389,20 @@ impl Compiler {
 }
 
 impl Draft<'_> {
+    /// Begins a loop over the items of what is in `from`; gives the register of the item.
+    fn begin_loop(&mut self, loops: &mut Vec<usize>, from: u8, field: u8, kind: u8, separator: u32) -> u8 {
+        loops.push(self.ops.len());
+        let max = u32::from(kind) << 16 | MAX_ITEMS;
+        self.emit(Op { code: op::EACH, src: from, field, hop: separator, max, ..Op::zeroed() })
+    }
+
+    /// Ends the loop that begins at an operation.
+    fn end_loop(&mut self, begin: usize) {
+        let Op { dst, field, max, .. } = self.ops[begin];
+        self.ops[begin].arg = self.ops.len() as u32;
+        self.ops.push(Op { code: op::NEXT, dst, field, max, ..Op::zeroed() });
+    }
+
     /// Adds an operation that writes a new register.
     fn emit(&mut self, mut op: Op) -> u8 {
         // A number past the last register is never used: the draft is refused.
@@ -338,6 +433,7 @@ mod tests {
         used.ops[..used.len as usize]
             .iter()
             .map(|o| match o.code {
+                0 => "nothing".to_owned(),
                 op::ARG if o.hop > 0 => {
                     format!("r{} = arg {} or {}", o.dst, o.arg as i32, key(o.hop - 1))
                 }
@@ -356,7 +452,24 @@ mod tests {
                     format!("r{} = args of r{}", o.dst, o.src)
                 }
                 op::TYPE => format!("r{} = type of r{}", o.dst, o.src),
-                op::VALUE => format!("field {} = r{} ({}, {} #{})", o.field, o.src, o.max, key(o.arg), o.hop),
+                op::VALUE => format!("field {} = r{} ({}, #{})", o.field, o.src, o.max, o.hop),
+                op::EACH | op::NEXT => {
+                    let kind = match (o.max >> 16) as u8 {
+                        value::LIST => "list".to_owned(),
+                        value::MAP => "dict".to_owned(),
+                        value::JOIN => format!("text with {:?}", char::from(o.hop as u8)),
+                        value::RAW_PATH | value::PATH_PARTS => "path".to_owned(),
+                        kind => panic!("list of kind {kind}"),
+                    };
+                    if o.code == op::EACH {
+                        format!("field {} = {kind} of r{}: for r{}, next is {}", o.field, o.src, o.dst, o.arg)
+                    } else {
+                        format!("next r{}", o.dst)
+                    }
+                }
+                op::RETURN if o.arg != 0 => "return if captured".to_owned(),
+                op::RETURN => "return".to_owned(),
+                op::UUID => format!("field = UUID r{}", o.src),
                 op::TYPE_NAME => format!("field {} = name of r{} ({})", o.field, o.src, o.max),
                 op::LEN => format!("field {} = len r{}", o.field, o.src),
                 code => panic!("operation {code}"),
@@ -373,16 +486,16 @@ mod tests {
             listing(&plans, plans.probes[0].enter.as_ref()),
             [
                 "r0 = arg 0",
-                "r1 = r0.node #0",
-                "r2 = r1.name #1",
-                "field 0 = r2 (256, _value_ #2)",
-                "r3 = r1.config #3",
-                "r4 = r3['x'] #4",
-                "field 1 = r4 (256, _value_ #5)",
-                "field 2 = r1 (256, _value_ #6)",
+                "r1 = r0.node #4",
+                "r2 = r1.name #5",
+                "field 0 = r2 (256, #6)",
+                "r3 = r1.config #7",
+                "r4 = r3['x'] #8",
+                "field 1 = r4 (256, #9)",
+                "field 2 = r1 (256, #10)",
                 "r5 = type of r0",
                 "field 3 = name of r5 (256)",
-                "r6 = r1.l #7",
+                "r6 = r1.l #11",
                 "field 4 = len r6",
             ]
         );
@@ -401,10 +514,10 @@ mod tests {
                 "r0 = exception type",
                 "field 0 = name of r0 (256)",
                 "r1 = exception",
-                "field 1 = r1 (1023, _value_ #0)",
+                "field 1 = r1 (1020, #4)",
                 "r2 = args of r1",
                 "r3 = r2[0]",
-                "field 2 = r3 (1023, _value_ #1)",
+                "field 2 = r3 (1020, #5)",
             ]
         );
         assert_eq!(plans.probes[0].exit.as_ref().unwrap().fields[2].as_str(), EXCEPTION_MESSAGE);
@@ -426,9 +539,74 @@ mod tests {
         let plans = compile(&[probe]).unwrap();
         assert_eq!(
             listing(&plans, plans.probes[0].enter.as_ref())[..4],
-            ["r0 = function", "r1 = globals of r0", "r2 = r1['A'] #0", "field 0 = r2 (256, _value_ #1)"]
+            ["r0 = function", "r1 = globals of r0", "r2 = r1['A'] #4", "field 0 = r2 (256, #5)"]
         );
         assert_eq!(plans.probes[0].exit, None, "an event does not look at exceptions");
+    }
+
+    #[test]
+    fn lists_are_loops_behind_simple_values_and_before_exceptions() {
+        let plans =
+            compiled("m:f(l=return.x[*].y[*], j=join('/', return.x[*].y[*]), d=dict(return), a=return.x)").unwrap();
+        let plan = plans.probes[0].exit.as_ref().unwrap();
+        assert_eq!(
+            listing(&plans, Some(plan))[..19],
+            [
+                "r0 = result",
+                "r1 = r0.x #4",
+                "field 0 = r1 (256, #5)",
+                "field 1 = list of r1: for r2, next is 8",
+                "r3 = r2.y #6",
+                "field 1 = list of r3: for r4, next is 7",
+                "field 1 = r4 (256, #7)",
+                "next r4",
+                "next r2",
+                "field 2 = list of r1: for r5, next is 14",
+                "r6 = r5.y #8",
+                "field 2 = text with '/' of r6: for r7, next is 13",
+                "field 2 = r7 (256, #9)",
+                "next r7",
+                "next r5",
+                "field 3 = dict of r0: for r8, next is 18",
+                "field 3 = r9 (256, #10)",
+                "field 3 = r8 (256, #11)",
+                "next r8",
+            ]
+        );
+        assert_eq!(plans.plans[plan.number as usize].returned, 19);
+        let names: Vec<_> = plan.fields.iter().map(opentelemetry::Key::as_str).collect();
+        assert_eq!(names[..4], ["a", "l", "j", "d"]);
+    }
+
+    #[test]
+    fn the_library_knows_enums_paths_and_uuids() {
+        let plans = compiled("m:f").unwrap();
+        let library = PlanRef { number: LIBRARY, fields: Vec::new() };
+        let listing = listing(&plans, Some(&library));
+        let at = |routine: u32, len: usize| &listing[routine as usize..][..len];
+        assert_eq!(
+            at(routine::ENUM, 3),
+            [&format!("r121 = r120._value_ #{CALLERS_HOP}"), "field 0 = r121 (0, #0)", "return"]
+        );
+        assert_eq!(
+            at(routine::PATH, 13),
+            [
+                "r121 = r120._str #0",
+                "field 0 = r121 (0, #0)",
+                "return if captured",
+                "r121 = r120._raw_paths #1",
+                "field 0 = path of r121: for r122, next is 14",
+                "field 0 = r122 (0, #0)",
+                "next r122",
+                "return if captured",
+                "r121 = r120._parts #2",
+                "field 0 = path of r121: for r122, next is 19",
+                "field 0 = r122 (0, #0)",
+                "next r122",
+                "return",
+            ]
+        );
+        assert_eq!(at(routine::UUID, 3), ["r121 = r120.int #3", "field = UUID r121", "return"]);
     }
 
     #[test]
@@ -436,35 +614,36 @@ mod tests {
         let probes = ["m:f(a=arg0.x)", "m:g(a=arg0.x)"].map(|text| notation::parse(text).unwrap());
         let plans = compile(&probes).unwrap();
         let text: Vec<_> = plans.keys.iter().map(|key| key.len).collect();
-        assert_eq!(text, [1, 7], "`x` and `_value_`");
+        assert_eq!(text[FIXED_KEYS.len()..], [1], "`x`");
         let mut hops: Vec<_> = plans
             .plans
             .iter()
+            .skip(1) // the library's
             .flat_map(|plan| &plan.ops[..plan.len as usize])
             .filter(|o| matches!(o.code, op::ATTR | op::KEY | op::VALUE))
             .map(|o| o.hop)
             .collect();
         hops.sort_unstable();
-        assert_eq!(hops, (0..plans.hops).collect::<Vec<_>>());
+        assert_eq!(hops, (4..plans.hops).collect::<Vec<_>>());
     }
 
     #[test]
     fn what_does_not_fit_is_an_error_that_names_the_probe() {
-        let deep = "m:f(a=arg0".to_owned() + &".x".repeat(40) + ")";
+        let deep = "m:f(a=arg0".to_owned() + &".x".repeat(150) + ")";
         let error = compiled(&deep).unwrap_err().to_string();
-        assert_eq!(error, "probe `m:f`: its attributes at enter need 41 registers, 32 are possible: capture fewer");
+        assert_eq!(error, "probe `m:f`: its attributes at enter need 151 registers, 120 are possible: capture fewer");
 
-        let wide = "m:f(".to_owned() + &(0..70).map(|i| format!("a{i}=arg0")).collect::<Vec<_>>().join(",") + ")";
-        assert!(compiled(&wide).unwrap_err().to_string().contains("need 71 operations, 64 are possible"));
+        let wide = "m:f(".to_owned() + &(0..300).map(|i| format!("a{i}=len(arg0)")).collect::<Vec<_>>().join(",") + ")";
+        assert!(compiled(&wide).unwrap_err().to_string().contains("need 301 operations, 256 are possible"));
 
-        let long = "m:f(".to_owned() + &(0..20).map(|i| format!("a{i}=arg0")).collect::<Vec<_>>().join(",") + ")";
-        assert!(compiled(&long).unwrap_err().to_string().contains("bytes, 4096 are possible"));
+        let long = "m:f(".to_owned() + &(0..50).map(|i| format!("a{i}=arg0")).collect::<Vec<_>>().join(",") + ")";
+        assert!(compiled(&long).unwrap_err().to_string().contains("bytes, 10240 are possible"));
 
         let mut probe = notation::parse("m:f(a=arg0.x)").unwrap();
         probe.attributes[0].path.steps[0] = Step::Key("k".repeat(64));
         assert!(compile(&[probe]).unwrap_err().to_string().contains("must have 1 to 63 ASCII characters"));
 
-        let many: Vec<_> = (0..600).map(|i| notation::parse(&format!("m:f{i}(a=arg0.x)")).unwrap()).collect();
-        assert!(compile(&many).unwrap_err().to_string().contains("need more than 1024 look-ups"));
+        let many: Vec<_> = (0..2100).map(|i| notation::parse(&format!("m:f{i}(a=arg0.x)")).unwrap()).collect();
+        assert!(compile(&many).unwrap_err().to_string().contains("need more than"));
     }
 }

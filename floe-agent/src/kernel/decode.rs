@@ -83,25 +83,202 @@ pub fn decode_urgent(bytes: &[u8]) -> Result<Urgent, DecodeError> {
 /// The captured fields behind a record's head.
 fn fields(bytes: &[u8], len: u32) -> Result<Vec<FieldValue>, DecodeError> {
     let error = |what| DecodeError { what, len: bytes.len() };
-    let mut rest = bytes.get(..len as usize).ok_or_else(|| error("fewer bytes than its fields"))?;
+    let rest = bytes.get(..len as usize).ok_or_else(|| error("fewer bytes than its fields"))?;
+    let mut reader = Reader { rest, len: bytes.len() };
     let mut fields = Vec::new();
-    while rest.len() >= size_of::<Field>() {
-        let (field, behind) = head::<Field>(rest)?;
-        let payload = behind.get(..field.len as usize).ok_or_else(|| error("a field longer than the record"))?;
-        let value = match field.kind {
-            value::UTF8 | value::LATIN1 | value::UCS2 | value::UCS4 => {
-                Value::Str { text: text(field.kind, payload), cut: field.cut != 0 }
-            }
-            value::INT => Value::Int(i64::from_le_bytes(eight(payload).ok_or_else(|| error("a short int"))?)),
-            value::FLOAT => Value::Float(f64::from_le_bytes(eight(payload).ok_or_else(|| error("a short float"))?)),
-            value::BOOL => Value::Bool(payload.first() == Some(&1)),
-            value::NONE => Value::None,
-            _ => return Err(error("a field of unknown kind")),
-        };
-        fields.push(FieldValue { field: field.field, value, cut: field.cut != 0 });
-        rest = behind.get((field.len as usize).next_multiple_of(4)..).unwrap_or(&[]);
+    while let Some((field, payload)) = reader.next()? {
+        if let Some((value, cut)) = reader.value(&field, payload, 0)? {
+            fields.push(FieldValue { field: field.field, value, cut });
+        }
     }
     Ok(fields)
+}
+
+/// Most lists within each other: two of a pack's path, and what a path object is made of.
+const MAX_DEPTH: usize = 3;
+
+/// Reads fields; those of lists are many fields that make one value.
+struct Reader<'a> {
+    rest: &'a [u8],
+    len: usize,
+}
+
+/// Values of an item of a list: one, or in dicts a key and a value; fewer if they could not be read.
+type Item = Vec<(Value, bool)>;
+
+impl<'a> Reader<'a> {
+    fn error(&self, what: &'static str) -> DecodeError {
+        DecodeError { what, len: self.len }
+    }
+
+    fn next(&mut self) -> Result<Option<(Field, &'a [u8])>, DecodeError> {
+        if self.rest.len() < size_of::<Field>() {
+            return Ok(None);
+        }
+        let (field, behind) = head::<Field>(self.rest)?;
+        let payload = behind.get(..field.len as usize).ok_or_else(|| self.error("a field longer than the record"))?;
+        self.rest = behind.get((field.len as usize).next_multiple_of(4)..).unwrap_or(&[]);
+        Ok(Some((field, payload)))
+    }
+
+    /// The value that a field is or begins, and whether something of it is missing. Nothing if a part that must be known
+    /// is not.
+    fn value(&mut self, field: &Field, payload: &[u8], depth: usize) -> Result<Option<(Value, bool)>, DecodeError> {
+        let cut = field.cut != 0;
+        let value = match field.kind {
+            value::UTF8 | value::LATIN1 | value::UCS2 | value::UCS4 => {
+                Value::Str { text: text(field.kind, payload), cut }
+            }
+            value::INT => Value::Int(i64::from_le_bytes(eight(payload).ok_or_else(|| self.error("a short int"))?)),
+            value::FLOAT => {
+                Value::Float(f64::from_le_bytes(eight(payload).ok_or_else(|| self.error("a short float"))?))
+            }
+            value::BOOL => Value::Bool(payload.first() == Some(&1)),
+            value::NONE => Value::None,
+            value::UUID => Value::Str { text: uuid(payload).ok_or_else(|| self.error("a short UUID"))?, cut: false },
+            value::DATETIME | value::DATE => {
+                Value::Str { text: datetime(payload).ok_or_else(|| self.error("a short date"))?, cut: false }
+            }
+            value::LIST | value::JOIN | value::MAP | value::RAW_PATH | value::PATH_PARTS => {
+                return self.list(field.kind, payload, depth);
+            }
+            _ => return Err(self.error("a field of unknown kind")),
+        };
+        Ok(Some((value, cut)))
+    }
+
+    /// What a list makes: its items follow.
+    fn list(&mut self, kind: u8, payload: &[u8], depth: usize) -> Result<Option<(Value, bool)>, DecodeError> {
+        if depth >= MAX_DEPTH {
+            return Err(self.error("lists nested too deep"));
+        }
+        let mut items: Vec<Item> = Vec::new();
+        // Unless it ends as it should.
+        let mut cut = true;
+        while let Some((field, payload)) = self.next()? {
+            match field.kind {
+                value::ITEM => items.push(Vec::new()),
+                value::END => {
+                    cut = field.cut != 0;
+                    break;
+                }
+                _ => {
+                    let value = self.value(&field, payload, depth + 1)?;
+                    let item = items.last_mut().ok_or_else(|| self.error("a list without items"))?;
+                    item.extend(value);
+                }
+            }
+        }
+        Ok(match kind {
+            value::LIST => {
+                let known: Vec<_> = items.iter_mut().filter_map(Vec::pop).collect();
+                cut |= known.len() < items.len() || known.iter().any(|(_, cut)| *cut);
+                Some((Value::List(known.into_iter().map(|(value, _)| value).collect()), cut))
+            }
+            value::MAP => {
+                let mut entries = Vec::new();
+                for item in items {
+                    match <[_; 2]>::try_from(item) {
+                        Ok([(Value::Str { text, cut: false }, _), (value, value_cut)]) => {
+                            cut |= value_cut;
+                            entries.push((text, value));
+                        }
+                        _ => cut = true,
+                    }
+                }
+                Some((Value::Map(entries), cut))
+            }
+            _ => {
+                let texts: Option<Vec<_>> = items.into_iter().map(|mut item| item.pop().and_then(as_text)).collect();
+                texts.map(|texts| {
+                    cut |= texts.iter().any(|(_, cut)| *cut);
+                    let texts: Vec<_> = texts.into_iter().map(|(text, _)| text).collect();
+                    let text = match kind {
+                        value::JOIN => {
+                            let end = payload.iter().position(|&b| b == 0).unwrap_or(payload.len());
+                            texts.join(&String::from_utf8_lossy(&payload[..end]))
+                        }
+                        value::RAW_PATH => posix_path(&texts),
+                        _ => path_of_parts(&texts),
+                    };
+                    (Value::Str { text, cut }, cut)
+                })
+            }
+        })
+    }
+}
+
+/// A simple value as `str` gives it.
+fn as_text((value, cut): (Value, bool)) -> Option<(String, bool)> {
+    match value {
+        Value::Str { text, .. } => Some((text, cut)),
+        Value::Int(int) => Some((int.to_string(), cut)),
+        Value::Bool(true) => Some(("True".into(), cut)),
+        Value::Bool(false) => Some(("False".into(), cut)),
+        // Python's `str` of a float is not Rust's.
+        Value::Float(_) | Value::None | Value::List(_) | Value::Map(_) => None,
+    }
+}
+
+/// `str` of a `PurePosixPath` that was made of these (3.12 on): as `_load_parts`, `_parse_path` and `_format_parsed_parts`
+/// in Lib/pathlib.py.
+fn posix_path(raw: &[String]) -> String {
+    // os.path.join: what begins with a slash drops what is before.
+    let first = raw.iter().rposition(|part| part.starts_with('/')).unwrap_or(0);
+    let joined = raw[first..].iter().fold(String::new(), |path, part| {
+        let slash = if path.is_empty() || path.ends_with('/') { "" } else { "/" };
+        path + slash + part
+    });
+    let slashes = joined.chars().take_while(|&c| c == '/').count();
+    // POSIX lets exactly two slashes mean something else than one.
+    let root = match slashes {
+        0 => "",
+        2 => "//",
+        _ => "/",
+    };
+    let tail: Vec<_> = joined.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
+    if root.is_empty() && tail.is_empty() { ".".to_owned() } else { format!("{root}{}", tail.join("/")) }
+}
+
+/// The same of its parts (3.8 to 3.11): the root, if there is one, is the first.
+fn path_of_parts(parts: &[String]) -> String {
+    match parts {
+        [] => ".".to_owned(),
+        [root, tail @ ..] if root.starts_with('/') => format!("{root}{}", tail.join("/")),
+        parts => parts.join("/"),
+    }
+}
+
+/// `str` of a UUID from the digits of its int.
+fn uuid(payload: &[u8]) -> Option<String> {
+    let digits = payload.get(..20)?.as_chunks::<4>().0;
+    let number =
+        digits.iter().rev().fold(0_u128, |number, digit| number << 30 | u128::from(u32::from_le_bytes(*digit)));
+    let hex = format!("{number:032x}");
+    Some(format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]))
+}
+
+/// `str` of a `datetime` or `date`.
+fn datetime(payload: &[u8]) -> Option<String> {
+    let [high, low, month, day] = *payload.first_chunk()?;
+    let mut text = format!("{:04}-{month:02}-{day:02}", u16::from_be_bytes([high, low]));
+    let Some(&[hour, minute, second, a, b, c, _, _]) = payload.get(4..).and_then(<[u8]>::first_chunk) else {
+        return Some(text); // a date
+    };
+    text += &format!(" {hour:02}:{minute:02}:{second:02}");
+    let micros = u32::from_be_bytes([0, a, b, c]);
+    if micros > 0 {
+        text += &format!(".{micros:06}");
+    }
+    let offset = i32::from_le_bytes(*payload.get(12..)?.first_chunk()?);
+    if offset != i32::MIN {
+        let (sign, offset) = (if offset < 0 { '-' } else { '+' }, offset.unsigned_abs());
+        text += &format!("{sign}{:02}:{:02}", offset / 3600, offset / 60 % 60);
+        if !offset.is_multiple_of(60) {
+            text += &format!(":{:02}", offset % 60);
+        }
+    }
+    Some(text)
 }
 
 fn eight(payload: &[u8]) -> Option<[u8; 8]> {
@@ -178,9 +355,145 @@ mod tests {
         );
     }
 
+    fn marker(kind: u8, cut: bool) -> Vec<u8> {
+        let field = Field { field: 1, kind, cut: cut.into(), reserved: 0, len: 0 };
+        bytemuck::bytes_of(&field).to_vec()
+    }
+
+    /// A list of these items, each the fields that were captured of it.
+    fn list(kind: u8, separator: &[u8; 4], items: &[Vec<u8>], cut: bool) -> Vec<u8> {
+        let mut bytes = field(1, kind, separator);
+        for item in items {
+            bytes.extend(marker(value::ITEM, false));
+            bytes.extend(item);
+        }
+        bytes.extend(marker(value::END, cut));
+        bytes
+    }
+
+    fn decoded(bytes: &[u8]) -> Vec<(Value, bool)> {
+        let Ok(Event::Enter { fields, .. }) = decode(&record(bytes)) else { panic!("does not decode") };
+        fields.into_iter().map(|field| (field.value, field.cut)).collect()
+    }
+
+    fn s(text: &str) -> Value {
+        Value::Str { text: text.into(), cut: false }
+    }
+
+    #[test]
+    fn lists_texts_of_lists_and_dicts_are_one_value() {
+        let text = |text: &str| field(1, value::UTF8, text.as_bytes());
+        let int = |int: i64| field(1, value::INT, &int.to_le_bytes());
+        let ab = [text("a"), text("b")];
+        assert_eq!(decoded(&list(value::LIST, b"\0\0\0\0", &ab, false)), [(Value::List(vec![s("a"), s("b")]), false)]);
+        assert_eq!(decoded(&list(value::LIST, b"\0\0\0\0", &[], false)), [(Value::List(vec![]), false)]);
+        assert_eq!(decoded(&list(value::JOIN, b"/\0\0\0", &ab, false)), [(s("a/b"), false)]);
+        assert_eq!(decoded(&list(value::JOIN, b" -> ", &[text("a"), int(5)], false)), [(s("a -> 5"), false)]);
+        let joined = |text: &str| {
+            list(
+                value::JOIN,
+                b"/\0\0\0",
+                &text.split('/').map(|part| field(1, value::UTF8, part.as_bytes())).collect::<Vec<_>>(),
+                false,
+            )
+        };
+        assert_eq!(
+            decoded(&list(value::LIST, b"\0\0\0\0", &[joined("a/b"), joined("c")], false)),
+            [(Value::List(vec![s("a/b"), s("c")]), false)]
+        );
+        let entries = [[text("k"), int(1)].concat(), [text("l"), text("x")].concat()];
+        assert_eq!(
+            decoded(&list(value::MAP, b"\0\0\0\0", &entries, false)),
+            [(Value::Map(vec![("k".into(), Value::Int(1)), ("l".into(), s("x"))]), false)]
+        );
+        // What comes behind is not part of it.
+        let behind = [list(value::LIST, b"\0\0\0\0", &ab[..1], false), int(7)].concat();
+        assert_eq!(decoded(&behind), [(Value::List(vec![s("a")]), false), (Value::Int(7), false)]);
+    }
+
+    #[test]
+    fn what_is_missing_in_a_list_is_marked_and_a_text_with_a_missing_part_is_absent() {
+        let text = |text: &str| field(1, value::UTF8, text.as_bytes());
+        let gap = [text("a"), vec![], text("b")];
+        assert_eq!(decoded(&list(value::LIST, b"\0\0\0\0", &gap, false)), [(Value::List(vec![s("a"), s("b")]), true)]);
+        assert_eq!(decoded(&list(value::JOIN, b"/\0\0\0", &gap, false)), []);
+        assert_eq!(decoded(&list(value::RAW_PATH, b"\0\0\0\0", &gap, false)), []);
+        assert_eq!(decoded(&list(value::LIST, b"\0\0\0\0", &gap[..1], true)), [(Value::List(vec![s("a")]), true)]);
+        // The record was full before the list ended.
+        let mut open = list(value::LIST, b"\0\0\0\0", &gap[..1], false);
+        open.truncate(open.len() - size_of::<Field>());
+        assert_eq!(decoded(&open), [(Value::List(vec![s("a")]), true)]);
+        let cut = Field { field: 1, kind: value::UTF8, cut: 1, reserved: 0, len: 4 };
+        let long = [bytemuck::bytes_of(&cut), b"long"].concat();
+        let beginning = Value::Str { text: "long".into(), cut: true };
+        assert_eq!(
+            decoded(&list(value::LIST, b"\0\0\0\0", &[long.clone()], false)),
+            [(Value::List(vec![beginning]), true)]
+        );
+        // A dict's entry without a text as key, or without its value.
+        let entries = [[field(1, value::INT, &[0; 8]), text("x")].concat(), text("k"), [text("l"), text("y")].concat()];
+        assert_eq!(
+            decoded(&list(value::MAP, b"\0\0\0\0", &entries, false)),
+            [(Value::Map(vec![("l".into(), s("y"))]), true)]
+        );
+    }
+
+    #[test]
+    fn paths_are_what_python_makes_of_their_pieces() {
+        let path = |raw: &[&str]| posix_path(&raw.iter().map(|&part| part.to_owned()).collect::<Vec<_>>());
+        for (raw, expected) in [
+            (&[][..], "."),
+            (&[""], "."),
+            (&["."], "."),
+            (&["a", "b"], "a/b"),
+            (&["a/./b//c/"], "a/b/c"),
+            (&["a", "/b", "c"], "/b/c"),
+            (&["/"], "/"),
+            (&["/", "z"], "/z"),
+            (&["a/", "", "z"], "a/z"),
+            (&["//a"], "//a"),
+            (&["///a"], "/a"),
+            (&["a", "../b"], "a/../b"),
+            (&["a", ""], "a"),
+        ] {
+            assert_eq!(path(raw), expected, "{raw:?}");
+        }
+        let parts = |parts: &[&str]| path_of_parts(&parts.iter().map(|&part| part.to_owned()).collect::<Vec<_>>());
+        assert_eq!(parts(&[]), ".");
+        assert_eq!(parts(&["/"]), "/");
+        assert_eq!(parts(&["/", "a", "b"]), "/a/b");
+        assert_eq!(parts(&["//", "a"]), "//a");
+        assert_eq!(parts(&["a", "b"]), "a/b");
+    }
+
+    #[test]
+    fn uuids_and_dates_are_what_str_gives() {
+        let mut digits = 0x1234_5678_9abc_def0_0fed_cba9_8765_4321_u128;
+        let mut payload = Vec::new();
+        for _ in 0..5 {
+            payload.extend((digits as u32 & 0x3fff_ffff).to_le_bytes());
+            digits >>= 30;
+        }
+        assert_eq!(uuid(&payload).unwrap(), "12345678-9abc-def0-0fed-cba987654321");
+        let date = [0x07, 0xe8, 2, 29];
+        assert_eq!(datetime(&date).unwrap(), "2024-02-29");
+        let at = |micros: [u8; 3], offset: i32| {
+            datetime(&[&date[..], &[23, 5, 9], &micros, &[0, 0], &offset.to_le_bytes()].concat()).unwrap()
+        };
+        assert_eq!(at([0, 0, 0], i32::MIN), "2024-02-29 23:05:09");
+        assert_eq!(at([0, 1, 0], 0), "2024-02-29 23:05:09.000256+00:00");
+        assert_eq!(at([0, 0, 0], -19800), "2024-02-29 23:05:09-05:30");
+        assert_eq!(at([0, 0, 0], 3601), "2024-02-29 23:05:09+01:00:01");
+    }
+
     #[test]
     fn no_cut_of_a_record_makes_the_decoder_panic() {
-        let bytes = record(&field(0, value::UTF8, b"some text"));
+        let inner = list(value::JOIN, b"/\0\0\0", &[field(1, value::UTF8, b"x")], false);
+        let mut fields = field(0, value::UTF8, b"some text");
+        fields.extend(list(value::LIST, b"\0\0\0\0", &[inner], true));
+        fields.extend(field(2, value::UUID, &[7; 20]));
+        fields.extend(field(3, value::DATETIME, &[7; 16]));
+        let bytes = record(&fields);
         for len in 0..bytes.len() {
             let _ = decode(&bytes[..len]);
         }

@@ -187,6 +187,10 @@ pub struct TypeLayout {
     pub qualname: u64,
     /// `ht_cached_keys`
     pub cached_keys: u64,
+    /// `tp_version_tag`, a u32 that no other type has, nor this one after it was changed; 0 if it has none yet.
+    pub version: u64,
+    /// The version is valid only with `Py_TPFLAGS_VALID_VERSION_TAG` (up to 3.11).
+    pub version_needs_flag: bool,
 }
 
 /// Small objects whose structs are the same in all versions: Objects/moduleobject.c (3.8, 3.9),
@@ -443,6 +447,8 @@ const V3_8: PyLayout = PyLayout {
         subclasses: 360,
         qualname: 864,
         cached_keys: 872,
+        version: 384,
+        version_needs_flag: true,
     },
     small: SmallLayout {
         module_dict: 16,
@@ -599,7 +605,7 @@ const V3_12: PyLayout = PyLayout {
     str: StrLayout { ascii_data: 40, compact_data: 56, ..V3_11.str },
     int: IntStyle::LvTag,
     instance: InstanceStyle::Tagged,
-    type_: TypeLayout { qualname: 872, cached_keys: 880, ..V3_11.type_ },
+    type_: TypeLayout { qualname: 872, cached_keys: 880, version_needs_flag: false, ..V3_11.type_ },
     thread: ThreadLayout {
         exception_type: None,
         exception: 96,
@@ -728,7 +734,13 @@ impl PyLayout {
             dict_used: narrow(self.dict.used),
             exception_args: narrow(self.exception.args),
             function_globals: narrow(self.function.globals),
-            reserved: [0; 7],
+            type_dict: narrow(self.type_.dict),
+            type_mro: narrow(self.type_.mro),
+            type_version: narrow(self.type_.version),
+            type_version_flag: u16::from(self.type_.version_needs_flag),
+            member: narrow(self.small.member_descriptor_member),
+            member_type: narrow(self.small.member_type),
+            member_offset: narrow(self.small.member_offset),
         }
     }
 }
@@ -797,6 +809,7 @@ mod tests {
             "PyTypeObject.tp_dict": l.type_.dict,
             "PyTypeObject.tp_dictoffset": l.type_.dictoffset,
             "PyTypeObject.tp_mro": l.type_.mro,
+            "PyTypeObject.tp_version_tag": l.type_.version,
             "PyTypeObject.tp_subclasses": l.type_.subclasses,
             "PyHeapTypeObject.ht_qualname": l.type_.qualname,
             "PyHeapTypeObject.ht_cached_keys": l.type_.cached_keys,

@@ -107,6 +107,7 @@ int main(void) {
     AT(PyTypeObject, tp_dict);
     AT(PyTypeObject, tp_dictoffset);
     AT(PyTypeObject, tp_mro);
+    AT(PyTypeObject, tp_version_tag);
     AT(PyTypeObject, tp_subclasses);
     AT(PyHeapTypeObject, ht_qualname);
     AT(PyHeapTypeObject, ht_cached_keys);

@@ -17,7 +17,7 @@ use floe_ebpf::{
 use crate::{
     capture::Machine,
     maps::{
-        CONTEXTS, EVENTS, FUNCTIONS, Frame, IMPORT, LAYOUTS, MODULES, NEW_THREAD, PLANS, PROCESSES, THREADS, Thread,
+        CONTEXTS, EVENTS, FUNCTIONS, Frame, IMPORT, LAYOUTS, MODULES, NEW_THREAD, PROCESSES, THREADS, Thread,
         WANTED_IMPORT, count, settings,
     },
     programs::wait::{ask, record},
@@ -134,7 +134,7 @@ fn push(thread: *mut Thread, frame: Frame) -> bool {
 fn send(thread: *mut Thread, len: u64) {
     let Some(settings) = settings() else { return };
     let map = (&raw const EVENTS).cast_mut().cast();
-    let len = masked!(len, 4095);
+    let len = masked!(len, 16383);
     // SAFETY: the record is larger than the masked length.
     unsafe {
         let waiting = bpf_ringbuf_query(map, 0);
@@ -355,17 +355,9 @@ fn enter(ctx: &ProbeContext) -> Option<()> {
 
     let mut len = size_of::<CallEnter>() as u64;
     if info.enter_plan != NO_PLAN {
-        let mut machine = Machine {
-            context: Context { thread, layout },
-            plan: PLANS.get_ptr(info.enter_plan)?,
-            function,
-            args,
-            nargsf,
-            kwnames,
-            result: 0,
-            raised: 0,
-        };
-        let (end, cut) = machine.run(len);
+        let mut machine =
+            Machine { context: Context { thread, layout }, function, args, nargsf, kwnames, result: 0, raised: 0 };
+        let (end, cut) = machine.run(info.enter_plan, len);
         len = end;
         if cut {
             flags |= enter_flags::FIELDS_CUT;
@@ -444,7 +436,6 @@ fn leave(ctx: &RetProbeContext) -> Option<()> {
     if frame.exit_plan != NO_PLAN {
         let mut machine = Machine {
             context: Context { thread, layout },
-            plan: PLANS.get_ptr(frame.exit_plan)?,
             function: frame.function,
             args: frame.args,
             nargsf: frame.nargsf,
@@ -452,7 +443,7 @@ fn leave(ctx: &RetProbeContext) -> Option<()> {
             result,
             raised: u64::from(result == 0),
         };
-        let (end, cut) = machine.run(len);
+        let (end, cut) = machine.run(frame.exit_plan, len);
         len = end;
         if cut {
             flags |= enter_flags::FIELDS_CUT;

@@ -91,6 +91,7 @@ fn forked(ctx: &RawTracePointContext) -> Option<()> {
         str_type: 0,
         float_type: 0,
         bool_type: 0,
+        member_type: 0,
         tstate: 0,
         since: time,
     };
@@ -105,6 +106,7 @@ fn forked(ctx: &RawTracePointContext) -> Option<()> {
         info.str_type = parent.str_type;
         info.float_type = parent.float_type;
         info.bool_type = parent.bool_type;
+        info.member_type = parent.member_type;
         info.tstate = parent.tstate;
         if parent.flags & process_flags::READY != 0 {
             info.ancestors[0] = parent.epoch;
@@ -151,6 +153,7 @@ fn executed(ctx: &RawTracePointContext) -> Option<()> {
         str_type: 0,
         float_type: 0,
         bool_type: 0,
+        member_type: 0,
         tstate: 0,
         since: time,
     };
