@@ -25,8 +25,8 @@ use crate::units::ProbeId;
 
 /// The packs in the binary: file name and text.
 const EMBEDDED: &[(&str, &str)] = &[
-    ("packs/dagster.yaml", include_str!("packs/dagster.yaml")),
     ("packs/dbt.yaml", include_str!("packs/dbt.yaml")),
+    ("packs/dagster.yaml", include_str!("packs/dagster.yaml")),
     ("packs/floe.yaml", include_str!("packs/floe.yaml")),
 ];
 
@@ -257,7 +257,7 @@ fn context_exit() -> Probe {
     let value = path::Root::Argument { position: Some(2), keyword: None };
     let attribute = |name, steps, leaf, max| Attribute {
         name: opentelemetry::Key::from_static_str(name),
-        path: path::Path { root: value.clone(), steps, leaf },
+        path: path::Path { root: value.clone(), steps, leaf, join: None },
         at: Moment::Enter,
         max,
     };
@@ -313,10 +313,10 @@ mod tests {
     fn a_file_adds_a_pack_or_replaces_one() {
         let yaml = "pack: NAME\nprobes:\n  - {name: f, target: \"m:f\", span: {name: f}}\n";
         let added = load(&yaml.replace("NAME", "mine"), &["m:g(x=arg0)"]).unwrap();
-        assert!(added.packs().iter().map(|pack| pack.name.as_str()).eq(["dbt", "mine"]));
+        assert!(added.packs().iter().map(|pack| pack.name.as_str()).eq(["dbt", "dagster", "floe", "mine"]));
         assert_eq!(added.probes().last().unwrap().pack, COMMAND_LINE);
         let replaced = load(&yaml.replace("NAME", "dbt"), &[]).unwrap();
-        assert_eq!(replaced.probes().len(), 1);
+        assert_eq!(replaced.probes().iter().filter(|probe| probe.pack == "dbt").count(), 1);
     }
 
     #[test]
@@ -367,8 +367,9 @@ mod tests {
         assert_eq!((exit.kind, exit.target.module.as_str()), (Kind::ContextExit, "contextlib"));
         let id = ProbeId(catalogue.probes().len() as u32 - 1);
         assert!(catalogue.fields(id, Moment::Enter).iter().any(|name| name.as_str() == plan::EXCEPTION_TYPE));
-        let plain = yaml.replace("contextmanager", "call");
-        assert!(load(&plain, &[]).unwrap().probes().iter().all(|probe| probe.kind != Kind::ContextExit));
+        let plain = ("p.yaml".to_owned(), yaml.replace("contextmanager", "call"));
+        let Loaded { catalogue, .. } = Catalogue::of_texts(&[plain], &[]).unwrap();
+        assert!(catalogue.probes().iter().all(|probe| probe.kind != Kind::ContextExit));
     }
 
     /// The mistakes that a validator with only the schema finds: unknown keys, missing keys, wrong types.
