@@ -466,7 +466,8 @@ mod tests {
         let yaml =
             "pack: p\nprobes:\n  - {name: x, kind: pair, target: \"m:a\", span: {name: x}, end: [{target: \"m:b\"}]}\n";
         let catalogue = load(yaml, &[]).unwrap();
-        let Kind::PairEnd { begin } = catalogue.probes().last().unwrap().kind else { panic!() };
+        let end = catalogue.probes().iter().rfind(|probe| matches!(probe.kind, Kind::PairEnd { .. })).unwrap();
+        let Kind::PairEnd { begin } = end.kind else { panic!() };
         assert_eq!(catalogue.probe(begin).unwrap().target.to_string(), "m:a");
     }
 
