@@ -482,7 +482,7 @@ fn nested_functions_are_found_wherever_they_are_kept() {
 fn implementations_of_a_method_are_found_in_all_subclasses() {
     each(|mut subject| {
         let mut expected = subject.target.addrs("[c.__dict__['overridden'] for c in (f.Base, f.Klass, f.Third)]");
-        let found = subject.resolver().implementations("floe_fixture", "Base", "overridden").unwrap();
+        let found = subject.resolver().implementations("floe_fixture", "Base.overridden").unwrap();
         let mut addrs: Vec<_> = found.iter().map(|found| found.function).collect();
         expected.sort();
         addrs.sort();
@@ -709,7 +709,7 @@ fn a_process_that_lies_gets_no_panic_and_no_endless_loop() {
                     resolved += 1;
                 }
             }
-            let _ = resolver.implementations("floe_fixture", "Base", "overridden");
+            let _ = resolver.implementations("floe_fixture", "Base.overridden");
             let _ = resolver.find_method_def("builtins", "bool.bit_length");
             let _ = resolver.module_names();
             assert!(begin.elapsed().as_secs() < 120, "{}: too slow", subject.target.name);

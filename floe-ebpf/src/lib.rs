@@ -94,6 +94,27 @@ shared! {
     }
 }
 
+impl ProcessInfo {
+    /// A selected process of which nothing else is known yet.
+    #[inline]
+    pub const fn selected(epoch: u32, since: u64) -> Self {
+        Self {
+            epoch,
+            flags: process_flags::SELECTED,
+            ancestors: [0; MAX_ANCESTORS],
+            layout: 0,
+            reserved: 0,
+            none: 0,
+            str_type: 0,
+            float_type: 0,
+            bool_type: 0,
+            member_type: 0,
+            tstate: 0,
+            since,
+        }
+    }
+}
+
 /// Bits of [`ProcessInfo::flags`].
 pub mod process_flags {
     /// The process is to be traced if it is a Python interpreter; inherited by children.
@@ -104,6 +125,14 @@ pub mod process_flags {
     pub const SWITCHES_STACKS: u32 = 4;
     /// `eval_frame` is set (3.11): changes of the recursion limit and of stack sizes are reported.
     pub const GUARD_STACK: u32 = 8;
+}
+
+/// How long a thread waits at the end of the import of a module (map `MODULES`, by name).
+pub mod module_wait {
+    /// [`super::Settings::module_wait`].
+    pub const SHORT: u32 = 1;
+    /// [`super::Settings::long_wait`]: probes are attached meanwhile, which takes longer than arming.
+    pub const LONG: u32 = 2;
 }
 
 shared! {

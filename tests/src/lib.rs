@@ -1,16 +1,23 @@
 //! Harness of the end-to-end tests: interpreters, programs, the agent, and the spans and counters that it writes.
 //!
 //! A test that cannot run here says so with a line `SKIPPED: <test>: <reason>`; with `FLOE_REQUIRE_BPF=1` it fails if the
-//! reason is a missing privilege.
+//! reason is a missing privilege, with `FLOE_REQUIRE_JAEGER=1` and `FLOE_REQUIRE_BROWSER=1` if it is that Jaeger or a browser is
+//! missing.
 
 mod agent;
+mod browser;
+pub mod dbt;
+mod http;
 mod interpreter;
+mod jaeger;
 mod run;
 mod skip;
 mod span;
 
 pub use agent::{Agent, Outcome, Stats, Tracing};
+pub use browser::{Browser, keys};
 pub use interpreter::{Interpreter, environments, for_each, interpreters, one_of, refused};
+pub use jaeger::{Jaeger, JaegerSpan};
 pub use run::{Finished, Run, Running};
 pub use skip::{can_trace, say, skip};
 pub use span::{Event, Span, Status};

@@ -18,6 +18,8 @@ pub struct Span {
     pub id: String,
     /// The id of its parent.
     pub parent: Option<String>,
+    /// Its kind, as OTLP numbers it: 1 internal, 3 client.
+    pub kind: u64,
     /// When it began, in nanoseconds since 1970.
     pub start: u64,
     /// When it ended.
@@ -28,6 +30,8 @@ pub struct Span {
     pub status: Status,
     /// Its events.
     pub events: Vec<Event>,
+    /// The spans that it is linked to: trace and span.
+    pub links: Vec<(String, String)>,
     /// The process that it is of: the resource's `process.pid`.
     pub pid: u32,
     /// The other attributes of its resource.
@@ -50,6 +54,8 @@ pub enum Status {
 pub struct Event {
     /// Its name.
     pub name: String,
+    /// When it was, in nanoseconds since 1970.
+    pub time: u64,
     /// Its attributes.
     pub attributes: Attributes,
 }
@@ -73,10 +79,11 @@ impl Span {
 
     fn from_json(span: &Value, resource: &Attributes) -> Self {
         let text = |name: &str| span[name].as_str().unwrap_or_default().to_owned();
-        let time = |name: &str| match &span[name] {
+        let time_of = |value: &Value, name: &str| match &value[name] {
             Value::String(text) => text.parse().unwrap_or_else(|_| panic!("{name} is not a time: {span}")),
             other => other.as_u64().unwrap_or_else(|| panic!("{name} is not a time: {span}")),
         };
+        let time = |name: &str| time_of(span, name);
         let hexadecimal = |name: &str, length: usize| {
             let id = text(name);
             let hexadecimal = id.len() == length && id.chars().all(|c| c.is_ascii_hexdigit());
@@ -90,6 +97,7 @@ impl Span {
             trace: hexadecimal("traceId", 32),
             id: hexadecimal("spanId", 16),
             parent: (!parent.is_empty() && parent.chars().any(|c| c != '0')).then_some(parent),
+            kind: span["kind"].as_u64().unwrap_or_default(),
             start: time("startTimeUnixNano"),
             end: time("endTimeUnixNano"),
             attributes: attributes(&span["attributes"]),
@@ -98,8 +106,13 @@ impl Span {
                 .iter()
                 .map(|event| Event {
                     name: event["name"].as_str().unwrap_or_default().to_owned(),
+                    time: time_of(event, "timeUnixNano"),
                     attributes: attributes(&event["attributes"]),
                 })
+                .collect(),
+            links: list(&span["links"])
+                .iter()
+                .map(|link| ["traceId", "spanId"].map(|id| link[id].as_str().unwrap_or_default().to_owned()).into())
                 .collect(),
             pid: u32::try_from(pid.expect("the resource has process.pid")).expect("a pid has 32 bits"),
             resource: resource.clone(),

@@ -2,65 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::env;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use floe_tests::{Agent, Outcome, Run, Span, Status, can_trace, say, skip};
+use floe_tests::dbt::{Project, environment};
+use floe_tests::{Agent, Outcome, Span, Status, can_trace, say, skip};
 use serde_json::Value;
-use tempfile::TempDir;
-
-/// A copy of `tests/fixtures/dbt`.
-struct Project(TempDir);
-
-impl Project {
-    fn copy() -> Self {
-        let folder = tempfile::tempdir().expect("a temporary folder can be made");
-        copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/dbt"), folder.path());
-        Self(folder)
-    }
-
-    fn path(&self) -> &Path {
-        self.0.path()
-    }
-
-    fn artifact(&self, name: &str) -> Value {
-        let file = self.path().join("target").join(name);
-        let text = fs::read_to_string(&file).unwrap_or_else(|error| panic!("dbt wrote no {}: {error}", file.display()));
-        serde_json::from_str(&text).expect("dbt writes JSON")
-    }
-
-    fn dbt(&self, bin: &Path, words: &[&str]) -> Run {
-        let run = Run::new(bin.join("dbt")).args(words).args(["--project-dir", ".", "--profiles-dir", "."]);
-        run.folder(self.path()).limit(Duration::from_mins(3))
-    }
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).expect("the folder is ours");
-    for entry in fs::read_dir(from).expect("the fixture can be read") {
-        let entry = entry.expect("the fixture can be read");
-        let name = entry.file_name();
-        if ["target", "logs", ".user.yml"].iter().any(|left| name == *left) {
-            continue;
-        }
-        let to = to.join(&name);
-        if entry.file_type().expect("the fixture can be read").is_dir() {
-            copy(&entry.path(), &to);
-        } else {
-            fs::copy(entry.path(), &to).expect("the fixture can be copied");
-        }
-    }
-}
-
-/// The environment of `FLOE_TEST_PYTHON_DBT`.
-fn environment() -> Option<PathBuf> {
-    let found = env::var_os("FLOE_TEST_PYTHON_DBT").and_then(|folders| env::split_paths(&folders).next());
-    if found.is_none() {
-        skip("FLOE_TEST_PYTHON_DBT is not set: `cargo xtask test` makes the environment");
-    }
-    found
-}
 
 /// The environments with other versions of dbt: `FLOE_TEST_PYTHON_DBT_1_8` and so on.
 fn other_environments() -> BTreeSet<PathBuf> {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use floe_tests::{Agent, Interpreter, Outcome, Run, Span, Status, can_trace, for_each, interpreters, one_of, say};
+use floe_tests::{Agent, Interpreter, Outcome, Run, Span, Status, can_trace, for_each, interpreters, one_of};
 use rustix::process::Signal;
 
 const PROBES: [&str; 3] = [
@@ -115,15 +115,23 @@ fn attaching_to_a_process_that_waits_arms_it_when_it_goes_on() {
         program.wait().expect(0);
         let outcome = tracing.wait();
         outcome.finished.expect(0);
-        let seen = outcome.named("work").count();
-        if interpreter.path.starts_with("/usr/bin") {
-            // Debian's interpreter is one executable with link-time optimisation: it does not call its exported functions,
-            // so the process is met at the first destructor that it calls, which may be later (docs/limitations.md).
-            say(&format!("{interpreter}: {seen} of 10 calls after a wait were seen"));
-            assert!(seen <= 10, "{outcome}");
-            return;
-        }
-        assert_eq!(seen, 10, "{outcome}");
+        assert_eq!(outcome.named("work").count(), 10, "{interpreter}: {outcome}");
+    });
+}
+
+#[test]
+fn the_first_process_of_an_interpreter_behind_a_shell_is_met_at_its_start() {
+    let Some(_alone) = can_trace() else { return };
+    for_each(interpreters(), |interpreter| {
+        let programs = floe_tests::program("idle_target.py");
+        let folder = programs.parent().expect("it is in a folder").display();
+        let command = format!(
+            "cd {folder} && {} -B -c 'import idle_target; [idle_target.work(n) for n in range(10)]'; true",
+            interpreter.path.display()
+        );
+        let outcome = Agent::new().probe("idle_target:work(t.n=arg0)").exec(&Run::shell(&command));
+        outcome.finished.expect(0);
+        assert_eq!(outcome.named("work").count(), 10, "{interpreter}: {outcome}");
     });
 }
 

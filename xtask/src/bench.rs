@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use crate::progress::Progress;
 use crate::python::{self, Spec};
+use crate::setup::cargo;
 use crate::{agent, demo, setup, target, workspace};
 
 /// CPython 3.x that are measured, where they are found.
@@ -42,6 +43,8 @@ enum Which {
     Rate,
     /// A whole `dbt build`
     Dbt,
+    /// Recorded events through assembly, sampling and OTLP export on one core
+    Export,
 }
 
 struct Bench {
@@ -54,6 +57,12 @@ struct Bench {
 /// Runs the benchmarks.
 pub fn run(progress: &Progress, options: Options) -> Result<()> {
     setup::ensure(progress)?;
+    if options.only.is_none_or(|only| only == Which::Export) {
+        export(progress, options.pairs)?;
+        if options.only.is_some() {
+            return Ok(());
+        }
+    }
     let agent = agent::build(progress)?;
     let folder = target().join("bench");
     fs::create_dir_all(&folder)?;
@@ -87,6 +96,19 @@ pub fn run(progress: &Progress, options: Options) -> Result<()> {
             println!("\n{}", version(&bin)?);
             bench.dbt(&bin)?;
         }
+    }
+    Ok(())
+}
+
+/// `floe-agent/benches/export.rs`, which pins itself to one core and its collector to another.
+fn export(progress: &Progress, rounds: usize) -> Result<()> {
+    let mut build = cargo();
+    build.args(["bench", "--package", "floe-agent", "--bench", "export", "--no-run"]);
+    progress.cargo("export benchmark, build", &mut build)?;
+    for _ in 0..rounds.clamp(1, 3) {
+        println!("\nexport");
+        let status = cargo().args(["bench", "--quiet", "--package", "floe-agent", "--bench", "export"]).status()?;
+        ensure!(status.success(), "the export benchmark ended with {status}");
     }
     Ok(())
 }

@@ -5,6 +5,7 @@ mod bench;
 mod ci;
 mod demo;
 mod ebpf_toolchain;
+mod jaeger;
 mod progress;
 mod python;
 mod setup;
@@ -39,6 +40,8 @@ enum Task {
     Ci,
     /// Measure what tracing costs, as ratios within one run
     Bench(bench::Options),
+    /// Build Jaeger and run it until Ctrl-C: a backend for traces, without its web pages
+    Jaeger(jaeger::Options),
     /// Make a Python environment of `tests/fixtures/requirements`, and print its folder of programs
     Python {
         /// Name of the requirements file, without `.txt`
@@ -63,6 +66,7 @@ fn run(task: Task) -> anyhow::Result<()> {
         Task::Test(options) => test::run(&progress, &options),
         Task::Setup(options) => setup::run(&progress, options),
         Task::Bench(options) => bench::run(&progress, options),
+        Task::Jaeger(options) => jaeger::run(&progress, &options),
         Task::Ci => ci::run(&progress),
         Task::Python { name } => {
             for environment in python::environments(&progress, &python::Spec::load(workspace(), &name)?)? {

@@ -7,7 +7,9 @@
 //! * `FLOE_TEST_PYTHON_<NAME>` for each file of `tests/fixtures/requirements` (`dbt-1.10.txt`: `DBT_1_10`): the folder of
 //!   programs of its environment, or several, separated by colons, if the file asks for every interpreter;
 //! * `FLOE_TEST_PYTHON_DBT`: the environment that the demo uses too;
-//! * `FLOE_REQUIRE_BPF=1`: where BPF is not possible, fail; otherwise skip.
+//! * `FLOE_TEST_JAEGER`: Jaeger, or `FLOE_NO_JAEGER`: why there is none;
+//! * `FLOE_REQUIRE_BPF=1`, `FLOE_REQUIRE_JAEGER=1`, `FLOE_REQUIRE_BROWSER=1`: where BPF is not possible, or Jaeger or
+//!   Chromium is not there, fail; otherwise skip.
 //!
 //! A test that cannot run says `SKIPPED: <name>: <reason>`, past the test harness, which would swallow it.
 
@@ -23,8 +25,8 @@ use clap::Args;
 
 use crate::progress::Progress;
 use crate::python::{self, Interpreter, Spec};
-use crate::setup::{self, cargo};
-use crate::{agent, demo, workspace};
+use crate::setup::{self, Installer, cargo, in_path};
+use crate::{agent, demo, jaeger, workspace};
 
 #[derive(Args, Default)]
 pub struct Options {
@@ -33,6 +35,12 @@ pub struct Options {
     /// Let tests fail that would be skipped because BPF is not possible
     #[arg(long, env = "FLOE_REQUIRE_BPF", value_parser = clap::builder::FalseyValueParser::new())]
     pub require_bpf: bool,
+    /// Fail if Jaeger cannot be built
+    #[arg(long, env = "FLOE_REQUIRE_JAEGER", value_parser = clap::builder::FalseyValueParser::new())]
+    pub require_jaeger: bool,
+    /// Install Chromium if it is not there, and fail if it cannot be had
+    #[arg(long, env = "FLOE_REQUIRE_BROWSER", value_parser = clap::builder::FalseyValueParser::new())]
+    pub require_browser: bool,
 }
 
 /// Runs the tests.
@@ -50,6 +58,10 @@ pub fn run(progress: &Progress, options: &Options) -> Result<()> {
         }
         variables.push((variable(&spec.name), folders));
     }
+    if options.require_browser {
+        progress.exclusively(|| browser(progress))?;
+    }
+    let jaeger = jaeger::variable(progress, options.filter.is_none(), options.require_jaeger)?;
     let agent = agent::build(progress)?;
 
     let mut test = cargo();
@@ -58,9 +70,15 @@ pub fn run(progress: &Progress, options: &Options) -> Result<()> {
     build.args(["test", "--workspace", "--no-run"]);
     progress.cargo("tests, build", &mut build)?;
 
-    test.env("FLOE_AGENT_BIN", agent).envs(variables);
-    if options.require_bpf {
-        test.env("FLOE_REQUIRE_BPF", "1");
+    test.env("FLOE_AGENT_BIN", agent).envs(variables).env(jaeger.0, jaeger.1);
+    for (required, variable) in [
+        (options.require_bpf, "FLOE_REQUIRE_BPF"),
+        (options.require_jaeger, "FLOE_REQUIRE_JAEGER"),
+        (options.require_browser, "FLOE_REQUIRE_BROWSER"),
+    ] {
+        if required {
+            test.env(variable, "1");
+        }
     }
     test.args(options.filter.as_ref());
     eprintln!("\nTesting");
@@ -73,6 +91,15 @@ pub fn run(progress: &Progress, options: &Options) -> Result<()> {
         bail!("cargo test failed");
     }
     Ok(())
+}
+
+/// Makes sure that there is a browser that tests can drive.
+fn browser(progress: &Progress) -> Result<()> {
+    if in_path("chromium").is_some() && in_path("chromedriver").is_some() {
+        progress.ready("browser", "chromium and chromedriver");
+        return Ok(());
+    }
+    Installer::new(progress, false).apt(&["chromium", "chromium-driver"])
 }
 
 fn list<'a>(paths: impl Iterator<Item = &'a std::path::Path>) -> Result<String> {

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use super::guards::Guards;
 use crate::{
     kernel::{Kernel, KernelError, LinkId, Site, nop5},
     python::{
@@ -81,6 +82,10 @@ impl KnownInterpreter {
     /// before any process maps the file can succeed and never fire.
     pub(super) fn attach_gate(&mut self, kernel: &mut Kernel, memory: &dyn Memory, gate: &Gate) -> Result<(), Refusal> {
         let no_gate = |why: String| Refusal::GateProbe { why };
+        // The file had promised another place than the process shows.
+        if let Some((_, links)) = self.gate.take_if(|(offset, _)| *offset != gate.offset) {
+            kernel.detach(links);
+        }
         if self.gate.is_none() {
             let links = attach_gate(kernel, &self.file, &self.path(), gate.offset).map_err(no_gate)?;
             self.gate = Some((gate.offset, links));
@@ -104,13 +109,22 @@ impl KnownInterpreter {
 }
 
 /// All files that were looked at.
-#[derive(Default)]
-pub(super) struct Files(HashMap<FileIdentity, Known>);
+pub(super) struct Files {
+    known: HashMap<FileIdentity, Known>,
+    /// What is watched beside the gates.
+    pub(super) guards: Guards,
+    /// CPython 3.11: `eval_frame` will not be set, so nothing that it needs is watched.
+    keep_inlining: bool,
+}
 
 impl Files {
+    pub(super) fn new(keep_inlining: bool) -> Self {
+        Self { known: HashMap::new(), guards: Guards::default(), keep_inlining }
+    }
+
     /// The interpreter files, for looking them up in a process's mappings.
     pub(super) fn interpreters(&self) -> Vec<Arc<InterpreterFile>> {
-        self.0
+        self.known
             .values()
             .filter_map(|known| match known {
                 Known::Interpreter(known) => Some(known.file.clone()),
@@ -120,7 +134,7 @@ impl Files {
     }
 
     pub(super) fn get_mut(&mut self, identity: FileIdentity) -> Option<&mut KnownInterpreter> {
-        match self.0.get_mut(&identity)? {
+        match self.known.get_mut(&identity)? {
             Known::Interpreter(known) => Some(known),
             Known::Launcher | Known::Other => None,
         }
@@ -128,22 +142,20 @@ impl Files {
 
     /// Looks at a program that was just started, by its executable: attaches to a new interpreter file.
     pub(super) fn examine(&mut self, kernel: &mut Kernel, pid: Pid) -> Result<Program, KernelError> {
-        let exe = PathBuf::from(format!("/proc/{pid}/exe"));
-        let name = std::fs::read_link(&exe).unwrap_or_default();
-        self.examine_program(kernel, &exe, &name, Path::new(&format!("/proc/{pid}/root")))
+        let process = PathBuf::from(format!("/proc/{pid}"));
+        self.examine_program(kernel, &process.join("exe"), &process.join("root"))
     }
 
-    /// Looks at an executable; `name` is its path below `root`.
+    /// Looks at an executable of a process with this root.
     pub(super) fn examine_program(
         &mut self,
         kernel: &mut Kernel,
         path: &Path,
-        name: &Path,
         root: &Path,
     ) -> Result<Program, KernelError> {
         let Ok(open) = OpenFile::open(path) else { return Ok(Program::Other) };
         let Ok(identity) = open.identity() else { return Ok(Program::Other) };
-        match self.0.get(&identity) {
+        match self.known.get(&identity) {
             Some(Known::Launcher) => return Ok(Program::Launcher),
             Some(Known::Interpreter(_)) => return Ok(Program::KnownInterpreter),
             Some(Known::Other) => return Ok(Program::Other),
@@ -156,11 +168,13 @@ impl Files {
         }
         let launcher = ElfFile::read(&path, &[]).ok().filter(is_launcher);
         let Some(elf) = launcher else {
-            self.0.insert(identity, Known::Other);
+            self.known.insert(identity, Known::Other);
             return Ok(Program::Other);
         };
-        self.0.insert(identity, Known::Launcher);
-        if let Some(library) = library_of_launcher(&elf, name, root) {
+        self.known.insert(identity, Known::Launcher);
+        // Its name without symbolic links, below the process's root.
+        let name = path.read_link().unwrap_or_default();
+        if let Some(library) = library_of_launcher(&elf, &name, root) {
             self.examine_library(kernel, &library)?;
         }
         Ok(Program::Launcher)
@@ -169,7 +183,7 @@ impl Files {
     fn examine_library(&mut self, kernel: &mut Kernel, path: &Path) -> Result<(), KernelError> {
         let Ok(open) = OpenFile::open(path) else { return Ok(()) };
         let Ok(identity) = open.identity() else { return Ok(()) };
-        if self.0.contains_key(&identity) {
+        if self.known.contains_key(&identity) {
             return Ok(());
         }
         if let Ok(file) = InterpreterFile::read(&open.path()) {
@@ -189,8 +203,8 @@ impl Files {
             open.path().read_link().unwrap_or_default().display(),
             if file.run_main().is_some() { "probed" } else { "is missing" }
         );
-        // The gate too, where the symbol table tells its place: a probe that is attached while a process waits can make it
-        // wait long, for instance while somebody else on the machine detaches one.
+        // The gate too, where the file tells its place, and the guards: a probe that is attached while a process waits can
+        // make it wait long, for instance while somebody else on the machine detaches one.
         let gate = file.gate_offset().and_then(|offset| match attach_gate(kernel, &file, &open.path(), offset) {
             Ok(links) => Some((offset, links)),
             Err(why) => {
@@ -198,7 +212,14 @@ impl Files {
                 None
             }
         });
-        self.0.insert(file.identity(), Known::Interpreter(Box::new(KnownInterpreter { file, open, gate })));
+        if !self.keep_inlining {
+            for offset in file.stack_functions() {
+                if let Err(error) = self.guards.attach_at(kernel, Site::StackConfig, &open, file.identity(), offset) {
+                    tracing::debug!("{error}");
+                }
+            }
+        }
+        self.known.insert(file.identity(), Known::Interpreter(Box::new(KnownInterpreter { file, open, gate })));
         Ok(())
     }
 
@@ -209,7 +230,7 @@ impl Files {
         file: &Arc<InterpreterFile>,
         path: &Path,
     ) -> Result<bool, KernelError> {
-        if self.0.contains_key(&file.identity()) {
+        if self.known.contains_key(&file.identity()) {
             return Ok(false);
         }
         match OpenFile::open(path) {

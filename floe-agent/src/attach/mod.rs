@@ -6,15 +6,17 @@
 //!
 //! * `files`: interpreter files, and the probes on them.
 //! * `traced`: one traced process: its interpreter and its armed functions.
+//! * `guards`: functions in C that are watched while anything is armed.
+//! * `survey`: which functions a probe stands for.
 //! * `attacher`: the thread itself.
 
 mod attacher;
 mod files;
 mod guards;
+pub mod survey;
 mod traced;
 
 use std::{
-    path::PathBuf,
     sync::{Arc, mpsc},
     thread::JoinHandle,
 };
@@ -25,7 +27,7 @@ use thiserror::Error;
 use crate::{
     catalogue::Catalogue,
     kernel::{Kernel, KernelError, UrgentReader, WaitBounds, trial::Trial},
-    process::run_id::RunSources,
+    process::{launch::Executable, run_id::RunSources},
     python::{exception::ExceptionFacts, identify::Refusal},
     trace::ProcessFacts,
     units::{BootNanos, Epoch, Pid, Tid},
@@ -47,8 +49,8 @@ pub struct Options {
 pub enum Request {
     /// Children of this process are selected from now on, or of nobody.
     SelectChildrenOf(Option<Pid>, mpsc::Sender<Result<(), KernelError>>),
-    /// This executable is about to be run: probe its interpreter before.
-    Prepare(PathBuf, mpsc::Sender<()>),
+    /// These executables may be about to be run: probe the interpreters among them before.
+    Prepare(Vec<Executable>, mpsc::Sender<()>),
     /// Trace a running process and its descendants.
     Attach(Pid, mpsc::Sender<Result<Attached, AttachError>>),
     /// A traced process has ended.
@@ -176,10 +178,10 @@ impl AttachThread {
         answer.recv().unwrap_or(Ok(()))
     }
 
-    /// Probes the interpreter of an executable before it is run.
-    pub fn prepare(&self, program: PathBuf) {
+    /// Probes the interpreters among executables before they are run.
+    pub fn prepare(&self, programs: Vec<Executable>) {
         let (reply, answer) = mpsc::channel();
-        let _ = self.requests.send(Request::Prepare(program, reply));
+        let _ = self.requests.send(Request::Prepare(programs, reply));
         let _ = answer.recv();
     }
 

@@ -25,12 +25,14 @@ pub(super) struct Traced {
     pub(super) armed: HashMap<UserAddr, FoundFunction>,
     /// `eval_frame` is set (3.11).
     pub(super) eval_frame: bool,
+    /// A function is armed whose results are context managers.
+    pub(super) has_context_managers: bool,
 }
 
 impl Traced {
     /// The same after a fork: same addresses, another memory.
     pub(super) fn forked(&self, pid: Pid) -> Self {
-        let Self { pid: _, memory: _, interpreter, file, gate, armed, eval_frame } = self;
+        let Self { pid: _, memory: _, interpreter, file, gate, armed, eval_frame, has_context_managers } = self;
         Self {
             pid,
             memory: ProcessMemory::new(pid),
@@ -39,6 +41,7 @@ impl Traced {
             gate: *gate,
             armed: armed.clone(),
             eval_frame: *eval_frame,
+            has_context_managers: *has_context_managers,
         }
     }
 

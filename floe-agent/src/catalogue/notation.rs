@@ -59,9 +59,11 @@ pub fn parse(text: &str) -> Result<Probe, NotationError> {
     probe.span = Some(SpanRule {
         id: probe.name.clone(),
         name: Template::literal(&probe.target.qualname),
+        better_names: Vec::new(),
         role: Role::None,
         kind: SpanKind::Internal,
         key: None,
+        run: None,
         parent: None,
         condition: Condition::default(),
         instant: false,

@@ -353,12 +353,18 @@ impl Reader<'_> {
 
     fn span(&mut self, yaml: &SpanYaml, id: &str, probe: usize, reference: SpanRef) -> Checked<SpanRule> {
         let inherit: Vec<Key> = yaml.inherit.iter().map(|name| Key::from(name.value.clone())).collect();
+        let mut better_names = self.templates(Some(&yaml.name), "its name", Scope::Span(reference))?;
+        let Some(name) = better_names.pop() else {
+            return Err(self.invalid(yaml.name.referenced, "a name is expected"));
+        };
         Ok(SpanRule {
             id: yaml.id.as_ref().map_or(id, |id| &id.value).to_owned(),
-            name: self.template(&yaml.name, "its name", Scope::Span(reference))?,
+            name,
+            better_names,
             role: yaml.role,
             kind: yaml.kind.into(),
             key: self.maybe_template(yaml.key.as_ref(), "its key", Scope::Probe(probe), &inherit)?,
+            run: self.maybe_template(yaml.run.as_ref(), "its run", Scope::Probe(probe), &inherit)?,
             parent: self.maybe_template(
                 yaml.parent.as_ref(),
                 "the key of its parent",
@@ -378,6 +384,7 @@ impl Reader<'_> {
         let scope = Scope::Probe(probe);
         Ok(EventRule {
             condition: Condition::default(),
+            run: self.maybe_template(yaml.run.as_ref(), "its run", scope, &[])?,
             subject,
             attributes: None,
             set: Vec::new(),
@@ -412,6 +419,7 @@ impl Reader<'_> {
         }
         Ok(EventRule {
             condition: self.condition(&yaml.when, &yaml.unless, scope),
+            run: self.maybe_template(yaml.run.as_ref(), "its run", scope, &[])?,
             subject,
             attributes: self.chosen(yaml.attributes.as_deref(), scope),
             set: set.computed,
@@ -555,7 +563,10 @@ impl Reader<'_> {
                 let problem = "`{value}` is an item of `each: attribute`, which is not given";
                 return Err(self.invalid(link.key.referenced, problem));
             }
-            links.extend(key.map(|key| LinkRule { each: link.each.as_ref().map(|each| each.value.clone()), key }));
+            let run =
+                self.maybe_template(link.run.as_ref(), "the run of a link", scope, std::slice::from_ref(&value))?;
+            let each = link.each.as_ref().map(|each| each.value.clone());
+            links.extend(key.map(|key| LinkRule { each, run, key }));
         }
         Ok(links)
     }
@@ -621,14 +632,17 @@ impl Reader<'_> {
                         captures.attributes.push(Attribute { name: key.clone(), path, at, max });
                     }
                     Source::Computed(from) => {
-                        if let Formula::Template { template, .. } = &from {
-                            self.names.extend(template.attributes().map(|attribute| Named {
-                                at,
-                                what: format!("attribute `{name}`"),
-                                attribute: attribute.to_owned(),
-                                scope,
-                            }));
-                        }
+                        let named: Vec<&str> = match &from {
+                            Formula::Const(_) => Vec::new(),
+                            Formula::Only(attribute) => vec![attribute],
+                            Formula::Template { template, .. } => template.attributes().collect(),
+                        };
+                        self.names.extend(named.into_iter().map(|attribute| Named {
+                            at,
+                            what: format!("attribute `{name}`"),
+                            attribute: attribute.to_owned(),
+                            scope,
+                        }));
                         captures.computed.push(Computed { name: key.clone(), from });
                     }
                 }
@@ -726,18 +740,19 @@ enum Source {
 }
 
 fn source_of(source: &SourceYaml) -> Result<Source, String> {
-    let SourceYaml { path, at, max, values: _, constant, template, add } = source;
+    let SourceYaml { path, at, max, values: _, constant, template, only, add } = source;
     if add.is_some() && template.is_none() {
         return Err("`add` is expected only with `template`".to_owned());
     }
-    let text = match (path, constant, template) {
-        (Some(path), None, None) => path,
-        (None, Some(Scalar(value)), None) => return Ok(Source::Computed(Formula::Const(value.clone()))),
-        (None, None, Some(text)) => {
+    let text = match (path, constant, template, only) {
+        (Some(path), None, None, None) => path,
+        (None, Some(Scalar(value)), None, None) => return Ok(Source::Computed(Formula::Const(value.clone()))),
+        (None, None, None, Some(name)) => return Ok(Source::Computed(Formula::Only(name.clone()))),
+        (None, None, Some(text), None) => {
             let template = Template::parse(text).map_err(|error| error.to_string())?;
             return Ok(Source::Computed(Formula::Template { template, add: add.unwrap_or(0) }));
         }
-        _ => return Err("expected one of `path`, `const` and `template`".to_owned()),
+        _ => return Err("expected one of `path`, `const`, `template` and `only`".to_owned()),
     };
     let path = Path::parse(text).map_err(|error| error.to_string())?;
     let at = match at {
@@ -766,10 +781,10 @@ probes:
     attributes:
       _event: {path: arg0.kind, values: {OPEN: open, "*": null}}
       shop.order: arg0.order
-      shop.channel: [{const: web}, {template: "{shop.order}/{_event}"}, arg0.channel]
+      shop.channel: [{const: web}, {only: shop.order}, {template: "{shop.order}/{_event}"}, arg0.channel]
     rules:
       - when: {_event: [open]}
-        begin: {id: order, name: "order {shop.order}", key: "{shop.order}", role: command, kind: consumer}
+        begin: {id: order, name: ["{shop.channel}: {shop.order}", "order {shop.order}"], key: "{shop.order}", role: command, kind: consumer}
         set: {shop.attempt: {template: "{shop.order}", add: 1}}
       - when: {_event: [closed]}
         end: order
@@ -873,7 +888,7 @@ probes:
             (
                 "max: 16",
                 "maxi: 16",
-                "unknown field `maxi`, expected one of path, at, max, values, const, template, add",
+                "unknown field `maxi`, expected one of path, at, max, values, const, template, only, add",
             ),
             ("max: 16", "at: enter", "`return.total` does not exist at enter"),
             ("shop.total:", "exception.type:", "attribute `exception.type`: the agent sets this one itself"),
@@ -913,7 +928,8 @@ probes:
         assert_eq!(log.rules[1].subject, Subject::End(order));
         assert_eq!(log.rules[2].subject, Subject::Span(order));
         assert_eq!(log.rules[2].links.len(), 1);
-        assert_eq!(log.computed.len(), 2);
+        assert_eq!(log.computed.len(), 3);
+        assert_eq!(span.better_names.len(), 1);
         assert_eq!(log.values[0].1.other, Some(None), "other values are absent");
         assert_eq!(probes[1].rules[0].subject, Subject::Innermost);
         assert_eq!(probes[2].ends.as_ref().unwrap().unless[0].0, "_returned");
@@ -951,7 +967,8 @@ probes:
                 "arg0.attempt",
                 "attribute `shop.attempt`: expected `const` or `template`",
             ),
-            ("{const: web}", "{const: web, path: arg0}", "expected one of `path`, `const` and `template`"),
+            ("{const: web}", "{const: web, path: arg0}", "expected one of `path`, `const`, `template` and `only`"),
+            ("{only: shop.order}", "{only: shop.x}", "attribute `shop.channel` names the attribute `shop.x`"),
             ("{const: web}", "{const: web, add: 1}", "`add` is expected only with `template`"),
             ("name: _key", "name: _kee", "`dynamic` names the attribute `_kee`"),
             (

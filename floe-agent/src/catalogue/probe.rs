@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use floe_ebpf::MODULE_NAME_LEN;
+use floe_ebpf::{MODULE_NAME_LEN, function_flags};
 use opentelemetry::trace::SpanKind;
 use opentelemetry::{Key, Value};
 use thiserror::Error;
@@ -99,12 +99,16 @@ pub struct SpanRule {
     pub id: String,
     /// Its name.
     pub name: Template,
+    /// Names that it has instead: the first whose attributes are all there.
+    pub better_names: Vec<Template>,
     /// Its part in the trace.
     pub role: Role,
     /// OpenTelemetry's kind of span.
     pub kind: SpanKind,
     /// What identifies it in its trace, so that calls in other threads end it and other spans link to it.
     pub key: Option<Template>,
+    /// The run that it is part of: it is in that run's trace.
+    pub run: Option<Template>,
     /// The key of its parent; without, or where no span has this key, the parent is what is open where it begins.
     pub parent: Option<Template>,
     /// The calls that are a span: their attributes at its beginning.
@@ -117,7 +121,7 @@ pub struct SpanRule {
     pub links: Vec<LinkRule>,
 }
 
-/// Which calls are meant, by the text of their attributes. `*` is any value.
+/// Which calls are meant, by the texts of their attributes: a list has several. `*` is any value.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Condition {
     /// Each of these attributes has one of these values.
@@ -131,6 +135,8 @@ pub struct Condition {
 pub struct LinkRule {
     /// The attribute with the values: for each of its items `{value}` in the key is that item.
     pub each: Option<String>,
+    /// The run that the other span is part of; without, it is in the same trace.
+    pub run: Option<Template>,
     /// The key.
     pub key: Template,
 }
@@ -187,6 +193,8 @@ pub struct Computed {
 pub enum Formula {
     /// Always this.
     Const(Value),
+    /// The item of this attribute, if it is a list of one.
+    Only(String),
     /// A text, if every attribute in it is there. A template that is one attribute keeps the type of its value.
     Template {
         /// The text.
@@ -237,6 +245,8 @@ pub struct ExceptionRule {
 pub struct EventRule {
     /// Which calls.
     pub condition: Condition,
+    /// The run that the process works for from here on.
+    pub run: Option<Template>,
     /// What it is about.
     pub subject: Subject,
     /// Captured attributes that the span gets. `None`: all, or none if there is an `event`.
@@ -348,9 +358,14 @@ impl Probe {
         }
     }
 
-    /// Whether an exception that leaves its call is one of a span.
-    pub fn wants_exceptions(&self) -> bool {
-        self.kind != Kind::Event
+    /// What the kernel side does at its calls: bits of [`floe_ebpf::function_flags`].
+    pub fn function_flags(&self) -> u32 {
+        let own = match self.kind {
+            Kind::ContextManager => function_flags::CONTEXT_MANAGER,
+            Kind::ContextExit => function_flags::CONTEXT_EXIT,
+            Kind::Call | Kind::Event | Kind::PairBegin | Kind::PairEnd { .. } => 0,
+        };
+        own | if self.scan { function_flags::SCAN } else { 0 }
     }
 
     /// Adds to the ids of probes in it.
@@ -374,9 +389,9 @@ impl Probe {
 
 impl Condition {
     /// Whether a call with these attributes is meant.
-    pub fn holds(&self, text: impl Fn(&str) -> Option<String>) -> bool {
+    pub fn holds(&self, texts: impl Fn(&str) -> Vec<String>) -> bool {
         let one_of = |(name, values): &(String, Vec<String>)| {
-            text(name).is_some_and(|text| values.iter().any(|value| value == "*" || *value == text))
+            texts(name).iter().any(|text| values.iter().any(|value| value == "*" || value == text))
         };
         self.when.iter().all(one_of) && !self.unless.iter().any(one_of)
     }

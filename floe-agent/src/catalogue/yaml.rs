@@ -84,6 +84,9 @@ pub(super) struct ProbeYaml {
     pub(super) end: Vec<EndYaml>,
     /// `kind: event`: when it happens. Not given: when all its attributes are known.
     pub(super) at: Option<Moment>,
+    /// `kind: event`: a template for the id of the run that the process works for from here on.
+    #[schemars(with = "Option<String>")]
+    pub(super) run: Option<Text>,
     /// `kind: event`: the span that it is about: `command` (default), `innermost`, or the id of a span of this pack.
     #[schemars(with = "Option<String>")]
     pub(super) on: Option<Text>,
@@ -119,9 +122,10 @@ pub(super) struct SpanYaml {
     /// What rules of this pack call it; the probe's name if not given.
     #[schemars(with = "Option<String>")]
     pub(super) id: Option<Text>,
-    /// A template for its name. A missing attribute is left out with the separator before it.
-    #[schemars(with = "String")]
-    pub(super) name: Text,
+    /// A template for its name, or several: the first whose attributes are all there counts, else the last. A missing
+    /// attribute is left out with the separator before it.
+    #[schemars(with = "Templates")]
+    pub(super) name: Spanned<Templates>,
     /// Its part in the trace.
     #[serde(default)]
     pub(super) role: Role,
@@ -132,6 +136,9 @@ pub(super) struct SpanYaml {
     /// name it.
     #[schemars(with = "Option<String>")]
     pub(super) key: Option<Text>,
+    /// A template for the id of the run that it is part of: its trace is that of the run.
+    #[schemars(with = "Option<String>")]
+    pub(super) run: Option<Text>,
     /// A template for the key of its parent, where that is not the span around it.
     #[schemars(with = "Option<String>")]
     pub(super) parent: Option<Text>,
@@ -184,6 +191,9 @@ pub(super) struct LinkYaml {
     /// An attribute with one or several values; `{value}` in the key is each of them.
     #[schemars(with = "Option<String>")]
     pub(super) each: Option<Text>,
+    /// A template for the id of the run that the other span is part of, where it may be another one.
+    #[schemars(with = "Option<String>")]
+    pub(super) run: Option<Text>,
     /// A template for the key of the other span.
     #[schemars(with = "String")]
     pub(super) key: Text,
@@ -263,6 +273,9 @@ pub(super) struct RuleYaml {
     #[serde(default)]
     #[schemars(with = "std::collections::BTreeMap<String, Vec<String>>")]
     pub(super) unless: Ordered<Spanned<Vec<String>>>,
+    /// A template for the id of the run that the process works for from here on.
+    #[schemars(with = "Option<String>")]
+    pub(super) run: Option<Text>,
     /// A span begins. It needs an `id` and, if it is to end in a later call, a `key`.
     pub(super) begin: Option<SpanYaml>,
     /// The span with this id and the same key ends.
@@ -334,11 +347,13 @@ pub(super) struct SourceYaml {
     pub(super) constant: Option<Scalar>,
     /// A text of other attributes, where no path gave a value and all of them are there.
     pub(super) template: Option<String>,
+    /// The item of this attribute, where no path gave a value and it is a list of one.
+    pub(super) only: Option<String>,
     /// An integer to add to the integer that the template gives.
     pub(super) add: Option<i64>,
 }
 
-/// A path, `{path: ...}`, `{const: ...}`, `{template: ...}`, or a list of these: the last that has a value wins.
+/// A path, `{path: ...}`, `{const: ...}`, `{template: ...}`, `{only: ...}`, or a list of these: the last that has a value wins.
 pub(super) struct Sources(pub(super) Vec<SourceYaml>);
 
 impl<'de> Deserialize<'de> for Sources {
@@ -371,7 +386,7 @@ impl<'de> Visitor<'de> for SourcesVisitor {
     type Value = Sources;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a path, `{path: ..., at: enter | exit, max: bytes}`, `{const: ...}`, `{template: ...}`, or a list of these")
+        f.write_str("a path, `{path: ..., at: enter | exit, max: bytes}`, `{const: ...}`, `{template: ...}`, `{only: ...}`, or a list of these")
     }
 
     fn visit_str<E: Error>(self, path: &str) -> Result<Sources, E> {

@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use rustix::{
     event::{PollFd, PollFlags, poll},
     process::{Pid as OsPid, PidfdFlags, pidfd_open},
@@ -19,7 +19,9 @@ pub(super) fn run(options: &TraceOptions, pid: u32) -> Result<u8> {
         .and_then(OsPid::from_raw)
         .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok())
         .ok_or(AttachError::NoProcess(Pid(pid)))?;
-    let session = Session::start(options)?;
+    let config = super::config::of_trace(options)?;
+    ensure!(!config.disabled, "tracing is disabled (`disabled`, OTEL_SDK_DISABLED); set it to false to attach");
+    let session = Session::start(options, &config)?;
     let attached = match session.attach.attach(Pid(pid)) {
         Ok(attached) => attached,
         Err(error) => {

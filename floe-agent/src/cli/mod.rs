@@ -3,8 +3,11 @@
 //! `exec` and `attach` differ only in which processes they select and when they end; both are a `session::Session`.
 
 mod attach;
+mod config;
 mod exec;
-mod program;
+mod probes;
+mod progress;
+mod report;
 mod session;
 
 use std::path::PathBuf;
@@ -38,6 +41,9 @@ enum Command {
         #[arg(last = true, required = true, value_name = "COMMAND")]
         command: Vec<std::ffi::OsString>,
     },
+    /// List, show and check probes.
+    #[command(subcommand)]
+    Probes(probes::ProbesCommand),
     /// Trace a running process and its descendants until it ends or Ctrl-C is pressed.
     Attach {
         #[command(flatten)]
@@ -45,6 +51,18 @@ enum Command {
         /// The process.
         #[arg(value_name = "PID")]
         pid: u32,
+    },
+    /// Check, show or describe the configuration.
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
+    /// Draw the spans of `--output FILE.jsonl` as one HTML page that needs no network; no privileges are needed.
+    Report {
+        /// Files of OTLP/JSON lines; `-` is standard input.
+        #[arg(required = true, value_name = "FILE.jsonl")]
+        files: Vec<PathBuf>,
+        /// The page; `-` is standard output.
+        #[arg(short, long, value_name = "FILE.html")]
+        output: PathBuf,
     },
 }
 
@@ -55,8 +73,8 @@ struct TraceOptions {
     /// request a line). May be given several times. Default: `console`, if no `--otlp` is given.
     #[arg(short, long, value_name = "console|FILE.jsonl")]
     output: Vec<String>,
-    /// Send spans to this OTLP/gRPC endpoint, for example `http://localhost:4317`. Without it,
-    /// `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` and `OTEL_EXPORTER_OTLP_ENDPOINT` count.
+    /// Send spans to this OTLP endpoint, for example `http://localhost:4317`. Without it,
+    /// `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`, `OTEL_EXPORTER_OTLP_ENDPOINT` and the configuration file count.
     #[arg(long, value_name = "ENDPOINT")]
     otlp: Option<String>,
     /// Watch this function as well: `package.module:Class.method`, or with attributes
@@ -75,6 +93,8 @@ struct TraceOptions {
     /// Write the agent's own counters and its verdict on each process to this file, as JSON, at the end.
     #[arg(long, value_name = "FILE.json")]
     stats: Option<PathBuf>,
+    #[command(flatten)]
+    config: config::ConfigOptions,
 }
 
 /// Exit code for bad input and for what cannot be done.
@@ -95,6 +115,9 @@ pub fn main() -> u8 {
     let result = match cli.command {
         Command::Exec { options, command } => exec::run(&options, &command),
         Command::Attach { options, pid } => attach::run(&options, pid),
+        Command::Config(command) => config::run(command),
+        Command::Probes(command) => probes::run(&command),
+        Command::Report { files, output } => report::run(&files, &output),
     };
     result.unwrap_or_else(|error| {
         eprintln!("floe-agent: {error:#}");
@@ -103,10 +126,12 @@ pub fn main() -> u8 {
 }
 
 fn start_log(verbose: u8) {
-    let default = match verbose {
-        0 => "floe_agent=warn,error",
-        1 => "floe_agent=info,warn",
-        _ => "floe_agent=debug,info",
+    let level = std::env::var("FLOE_LOG_LEVEL").unwrap_or_default().to_lowercase();
+    let default = match (verbose, level.as_str()) {
+        (0, "error") => "error",
+        (1, _) | (0, "info") => "floe_agent=info,warn",
+        (2.., _) | (0, "debug" | "trace") => "floe_agent=debug,info",
+        (0, _) => "floe_agent=warn,error",
     };
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));

@@ -12,16 +12,19 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use opentelemetry::trace::Status;
 use serde_json::json;
 
 use super::TraceOptions;
+use super::progress::{self, Counts, Line};
 use crate::{
     attach::{self, AttachThread, News, Request},
     catalogue::{Catalogue, Loaded},
-    export::{ExportReport, Finish, OtlpTarget, Output, Pipeline},
+    config::Config,
+    export::{ExportReport, Finish, Pipeline, Sampler, SamplingStats},
     kernel::{self, Counters, EventReader, WaitBounds, event::Event, trial},
     process::run_id::RunSources,
-    trace::{Assembler, AssemblerStats, Clock},
+    trace::{Assembler, AssemblerStats, Clock, Hold, TraceStats},
     units::{Pid, boot_now},
 };
 
@@ -33,15 +36,25 @@ const CLOCK_PERIOD: Duration = Duration::from_secs(1);
 /// A running session.
 pub(super) struct Session {
     pub(super) attach: AttachThread,
-    events: JoinHandle<(Assembler, EventReader)>,
+    events: JoinHandle<Spans>,
     stop: Arc<AtomicBool>,
     pipeline: Arc<Pipeline>,
     counters: Counters,
     runtime: tokio::runtime::Runtime,
     stats: Option<std::path::PathBuf>,
+    shutdown_timeout: Duration,
+    line: Line,
     started: Instant,
     /// CPU seconds used until everything was set up.
     startup_cpu: f64,
+}
+
+/// What the event thread counted.
+struct Spans {
+    assembler: AssemblerStats,
+    traces: TraceStats,
+    sampler: SamplingStats,
+    undecodable: u64,
 }
 
 fn clock() -> Clock {
@@ -52,24 +65,13 @@ fn clock() -> Clock {
     Clock::new(crate::units::BootNanos(before.0.midpoint(after.0)), wall)
 }
 
-fn outputs(options: &TraceOptions) -> Result<Vec<Output>> {
-    let mut outputs = options.output.iter().map(|text| Output::parse(text)).collect::<Result<Vec<_>, _>>()?;
-    if let Some(target) = OtlpTarget::resolve(options.otlp.as_deref())? {
-        outputs.push(Output::Otlp(target));
-    }
-    if outputs.is_empty() {
-        outputs.push(Output::parse("console")?);
-    }
-    Ok(outputs)
-}
-
 impl Session {
     /// Sets everything up. Nothing has been traced if this fails.
-    pub(super) fn start(options: &TraceOptions) -> Result<Self> {
-        let loaded = if options.no_packs {
-            Catalogue::load_only(&options.pack, &options.probe)
+    pub(super) fn start(options: &TraceOptions, config: &Config) -> Result<Self> {
+        let loaded = if config.builtin_packs {
+            Catalogue::load(&config.packs, &config.probes)
         } else {
-            Catalogue::load(&options.pack, &options.probe)
+            Catalogue::load_only(&config.packs, &config.probes)
         }?;
         let Loaded { catalogue, left_out } = loaded;
         for error in &left_out {
@@ -80,7 +82,6 @@ impl Session {
             "there is no other probe; correct the pack, or name a function with --probe"
         );
         let catalogue = Arc::new(catalogue);
-        let outputs = outputs(options)?;
         if let Some(path) = &options.stats {
             std::fs::File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
         }
@@ -94,18 +95,28 @@ impl Session {
         let trial = trial::run(&mut kernel)?;
         let pipeline = {
             let _inside = runtime.enter();
-            Arc::new(Pipeline::start(&outputs)?)
+            Arc::new(Pipeline::start(&config.outputs, config.queue, config.redaction.clone())?)
         };
         let (news_in, news) = mpsc::channel();
         let options_ =
-            attach::Options { keep_inlining: options.keep_inlining, run_sources: RunSources::default(), bounds };
+            attach::Options { keep_inlining: config.keep_inlining, run_sources: RunSources::default(), bounds };
         let attach = attach::start(kernel, urgent, catalogue.clone(), trial, options_, news_in)?;
         let stop = Arc::new(AtomicBool::new(false));
+        let assembler = Assembler::new(catalogue, clock())
+            .with_hold(Hold::default())
+            .with_defaults(config.resource.clone())
+            .keep_unsampled(!config.sampling.parent_based);
+        let sampler = Sampler::new(config.sampling.clone());
+        let line = Line::start(config.progress);
         let events = {
             let (stop, pipeline, requests) = (stop.clone(), pipeline.clone(), attach.requests());
+            let counts = line.counts();
             std::thread::Builder::new()
                 .name("floe-events".into())
-                .spawn(move || make_spans(events, &catalogue, &news, &requests, &pipeline, &stop))
+                .spawn(move || {
+                    let way = Way { sampler, pipeline: &pipeline, counts: &counts };
+                    make_spans(events, assembler, way, &news, &requests, &stop)
+                })
                 .context("cannot start the event thread")?
         };
         Ok(Self {
@@ -116,6 +127,8 @@ impl Session {
             counters,
             runtime,
             stats: options.stats.clone(),
+            shutdown_timeout: config.shutdown_timeout,
+            line,
             started: Instant::now(),
             startup_cpu: agent_usage().0,
         })
@@ -131,17 +144,31 @@ impl Session {
         self.attach.stop();
         self.stop.store(true, Ordering::Release);
         let _ = self.events.join();
+        self.line.end();
     }
 
     /// Ends tracing: what is open ends now, everything is written, the summary is printed.
     pub(super) fn finish(self) -> Result<()> {
-        let Self { attach, events, stop, pipeline, counters, runtime, stats, started, startup_cpu } = self;
+        let Self {
+            attach,
+            events,
+            stop,
+            pipeline,
+            counters,
+            runtime,
+            stats,
+            shutdown_timeout,
+            line,
+            started,
+            startup_cpu,
+        } = self;
         let report = attach.stop();
         stop.store(true, Ordering::Release);
-        let (assembler, reader) = events.join().map_err(|_| anyhow::anyhow!("the event thread panicked"))?;
+        let spans = events.join().map_err(|_| anyhow::anyhow!("the event thread panicked"))?;
+        line.end();
         let counters: BTreeMap<_, _> = counters.read().into_iter().map(|(c, n)| (c.name(), n)).collect();
-        let lost = counters["events_lost"] + counters["urgent_events_lost"] + reader.undecodable;
-        let finish = Finish { lost_events: lost, ..Finish::default() };
+        let lost = counters["events_lost"] + counters["urgent_events_lost"] + spans.undecodable;
+        let finish = Finish { lost_events: lost, deadline: shutdown_timeout };
         let pipeline = Arc::into_inner(pipeline).context("the event thread still exports")?;
         let reports = runtime.block_on(pipeline.shutdown(finish));
         for report in reports.iter().filter(|report| !report.complete()) {
@@ -152,29 +179,42 @@ impl Session {
                 "floe-agent: {lost} events were lost; the traces they belong to are marked floe.trace.incomplete"
             );
         }
+        let left_out = spans.sampler.traces_dropped;
+        if left_out > 0 {
+            let errors = spans.sampler.traces_kept_for_errors;
+            eprintln!("floe-agent: {left_out} traces were left out by sampling, {errors} kept for their errors");
+        }
         let late = counters["wait_timeouts"];
         if late > 0 {
             tracing::info!("{late} times a process did not wait for the agent as long as the agent took");
         }
         if let Some(path) = stats {
-            let text = stats_json(&counters, &assembler.stats(), &report, &reports, started.elapsed(), startup_cpu);
+            let text = stats_json(&counters, &spans, &report, &reports, started.elapsed(), startup_cpu);
             std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
         }
         Ok(())
     }
 }
 
+/// Where finished spans go.
+struct Way<'a> {
+    sampler: Sampler,
+    pipeline: &'a Pipeline,
+    counts: &'a Counts,
+}
+
 /// The body of the event thread: kernel → spans → outputs.
 fn make_spans(
     mut reader: EventReader,
-    catalogue: &Arc<Catalogue>,
+    mut assembler: Assembler,
+    way: Way<'_>,
     news: &mpsc::Receiver<News>,
     requests: &mpsc::Sender<Request>,
-    pipeline: &Pipeline,
     stop: &AtomicBool,
-) -> (Assembler, EventReader) {
-    let mut assembler = Assembler::new(catalogue.clone(), clock());
+) -> Spans {
+    let Way { mut sampler, pipeline, counts } = way;
     let mut compared = Instant::now();
+    let mut shown = Instant::now();
     loop {
         // Read before the ring: what is in the ring when this is set is still read.
         let last = stop.load(Ordering::Acquire);
@@ -183,6 +223,7 @@ fn make_spans(
         }
         if compared.elapsed() > CLOCK_PERIOD {
             assembler.set_clock(clock());
+            assembler.tick(boot_now());
             compared = Instant::now();
         }
         while let Some(event) = reader.take() {
@@ -203,16 +244,33 @@ fn make_spans(
         }
         if last {
             assembler.end_of_input(boot_now());
-            pipeline.send(assembler.drain());
-            return (assembler, reader);
+            let finished = assembler.drain();
+            pipeline.send(sampler.pass(finished, Instant::now()));
+            sampler.finish();
+            return Spans {
+                assembler: assembler.stats(),
+                traces: assembler.trace_stats(),
+                sampler: sampler.stats(),
+                undecodable: reader.undecodable,
+            };
         }
-        pipeline.send(assembler.drain());
+        let finished = assembler.drain();
+        let failed = finished.iter().filter(|finished| matches!(finished.span.status, Status::Error { .. })).count();
+        counts.errors.fetch_add(failed as u64, Ordering::Relaxed);
+        if shown.elapsed() > progress::PERIOD {
+            let stats = assembler.stats();
+            counts.spans.store(stats.spans, Ordering::Relaxed);
+            counts.open.store(assembler.open_spans() as u64, Ordering::Relaxed);
+            counts.lost.store(stats.lost_events, Ordering::Relaxed);
+            shown = Instant::now();
+        }
+        pipeline.send(sampler.pass(finished, Instant::now()));
     }
 }
 
 fn stats_json(
     counters: &BTreeMap<&str, u64>,
-    assembler: &AssemblerStats,
+    Spans { assembler, traces, sampler, undecodable: _ }: &Spans,
     report: &attach::Report,
     exports: &[ExportReport],
     elapsed: Duration,
@@ -231,13 +289,22 @@ fn stats_json(
             "unknown_probes": assembler.unknown_probes,
             "orphan_events": assembler.orphan_events,
         },
+        "sampling": {
+            "traces_dropped": sampler.traces_dropped,
+            "spans_dropped": sampler.spans_dropped,
+            "traces_kept_for_errors": sampler.traces_kept_for_errors,
+            "traces_evicted": sampler.traces_evicted,
+        },
+        "traces": { "spans_held": traces.held, "spans_released": traces.released, "spans_unsampled": traces.unsampled },
         "functions_armed": report.functions_armed,
         "functions_disarmed": report.functions_disarmed,
         "late_answers": report.late_answers,
         "slowest_answer_us": report.slowest_answer_us,
         "processes": report.processes,
         "exports": exports.iter().map(|export| json!({
-            "sink": export.sink, "sent": export.sent, "failed": export.failed, "dropped": export.dropped,
+            "sink": export.sink,
+            "sent": export.spans.sent, "failed": export.spans.failed, "dropped": export.spans.dropped,
+            "logs": {"sent": export.logs.sent, "failed": export.logs.failed, "dropped": export.logs.dropped},
         })).collect::<Vec<_>>(),
         "agent": { "cpu_seconds": usage.0, "startup_cpu_seconds": startup_cpu, "peak_memory_bytes": usage.1, "elapsed_seconds": elapsed.as_secs_f64() },
     });

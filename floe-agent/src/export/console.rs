@@ -8,7 +8,7 @@ use opentelemetry::trace::{SpanId, Status, TraceId};
 use super::ExportError;
 use super::pipeline::{Finish, LocalSink};
 use super::tree::{self, View};
-use crate::trace::FinishedSpan;
+use crate::trace::{FinishedLog, FinishedSpan};
 
 /// Spans that wait for the root of their tree. Beyond this, trees are printed in parts.
 const WAITING: usize = 50_000;
@@ -71,8 +71,10 @@ impl Console {
     }
 
     fn print(&mut self, text: &str) -> Result<(), ExportError> {
+        // The live line may stand there.
+        let clear = if self.view.width.is_some() { "\r\x1b[K" } else { "" };
         self.out
-            .write_all(text.as_bytes())
+            .write_all(format!("{clear}{text}").as_bytes())
             .and_then(|()| self.out.flush())
             .map_err(|source| ExportError::Write { sink: "the console".to_owned(), source })
     }
@@ -173,6 +175,11 @@ impl LocalSink for Console {
         if self.count > WAITING {
             self.print_rest()?;
         }
+        Ok(())
+    }
+
+    /// The program prints its log itself.
+    fn write_logs(&mut self, _: &[FinishedLog]) -> Result<(), ExportError> {
         Ok(())
     }
 

@@ -3,37 +3,13 @@
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
-use opentelemetry_proto::transform::trace::tonic::group_spans_by_resource_and_scope;
-use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::trace::SpanData;
+use serde::Serialize;
 
 use super::ExportError;
+use super::batch::{log_request, request};
 use super::pipeline::{Finish, LocalSink};
-use crate::trace::FinishedSpan;
-
-/// Spans by resource, in the order in which the resources appear.
-pub(super) fn by_resource(spans: &[FinishedSpan]) -> Vec<(Arc<Resource>, Vec<SpanData>)> {
-    let mut groups: Vec<(Arc<Resource>, Vec<SpanData>)> = Vec::new();
-    for FinishedSpan { resource, span } in spans {
-        match groups.iter_mut().find(|(known, _)| Arc::ptr_eq(known, resource)) {
-            Some((_, group)) => group.push(span.clone()),
-            None => groups.push((Arc::clone(resource), vec![span.clone()])),
-        }
-    }
-    groups
-}
-
-/// The OTLP export request that carries these spans.
-pub fn request(spans: &[FinishedSpan]) -> ExportTraceServiceRequest {
-    let resource_spans = by_resource(spans)
-        .into_iter()
-        .flat_map(|(resource, spans)| group_spans_by_resource_and_scope(spans, &(&*resource).into()))
-        .collect();
-    ExportTraceServiceRequest { resource_spans }
-}
+use crate::trace::{FinishedLog, FinishedSpan};
 
 /// A file of OTLP/JSON lines.
 pub(super) struct Jsonl {
@@ -56,9 +32,9 @@ impl Jsonl {
         }
     }
 
-    fn write_line(&mut self, spans: &[FinishedSpan]) -> std::io::Result<()> {
+    fn write_line(&mut self, request: &impl Serialize) -> std::io::Result<()> {
         let mut line = if self.broken { vec![b'\n'] } else { Vec::new() };
-        serde_json::to_writer(&mut line, &request(spans))?;
+        serde_json::to_writer(&mut line, request)?;
         line.push(b'\n');
         self.broken = true;
         self.file.write_all(&line)?;
@@ -67,9 +43,19 @@ impl Jsonl {
     }
 }
 
+impl Jsonl {
+    fn write_request(&mut self, request: &impl Serialize) -> Result<(), ExportError> {
+        self.write_line(request).map_err(|source| ExportError::Write { sink: self.path.display().to_string(), source })
+    }
+}
+
 impl LocalSink for Jsonl {
     fn write(&mut self, spans: &[FinishedSpan]) -> Result<(), ExportError> {
-        self.write_line(spans).map_err(|source| ExportError::Write { sink: self.path.display().to_string(), source })
+        self.write_request(&request(spans.iter().cloned()))
+    }
+
+    fn write_logs(&mut self, logs: &[FinishedLog]) -> Result<(), ExportError> {
+        self.write_request(&log_request(logs.iter().cloned()))
     }
 
     fn finish(&mut self, _: Finish) -> Result<(), ExportError> {
@@ -81,7 +67,10 @@ impl LocalSink for Jsonl {
 mod tests {
     use opentelemetry::KeyValue;
     use opentelemetry::trace::{Event, Status};
+    use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
     use serde_json::{Value, json};
+
+    use std::sync::Arc;
 
     use super::*;
     use crate::export::tree::tests::{at, span};
@@ -121,14 +110,14 @@ mod tests {
         let lines = lines(&path);
         assert_eq!(lines.len(), 2);
         let decoded: ExportTraceServiceRequest = serde_json::from_str(&lines[0]).unwrap();
-        assert_eq!(decoded, request(&spans));
+        assert_eq!(decoded, request(spans.clone()));
         let counts: Vec<_> = decoded.resource_spans.iter().map(|r| r.scope_spans[0].spans.len()).collect();
         assert_eq!(counts, [2, 1], "grouped by resource");
     }
 
     #[test]
     fn the_encoding_is_that_of_the_otlp_json_specification() {
-        let line = serde_json::to_value(request(&spans()[..1])).unwrap();
+        let line = serde_json::to_value(request(spans().into_iter().take(1))).unwrap();
         let span = &line["resourceSpans"][0]["scopeSpans"][0]["spans"][0];
         assert_eq!(span["traceId"], "0af7651916cd43dd8448eb211c80319c");
         assert_eq!(span["spanId"], "b7ad6b7169203331");

@@ -8,16 +8,22 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+mod batch;
 mod console;
 mod jsonl;
 mod otlp;
 mod pipeline;
+mod redact;
+mod sampling;
+mod sql;
 mod tree;
 
+pub use batch::{log_request, request};
 pub use console::ConsoleOptions;
-pub use jsonl::request;
-pub use otlp::OtlpTarget;
-pub use pipeline::{ExportReport, Finish, Pipeline};
+pub use otlp::{Batching, Endpoint, Headers, OtlpTarget, Protocol, TargetError};
+pub use pipeline::{ExportReport, Finish, Pipeline, QueueBounds, Tally};
+pub use redact::{RedactionRules, Redactor, redact_text};
+pub use sampling::{Sampler, SamplingRules, SamplingStats};
 
 /// Where spans are to go.
 #[derive(Clone, Debug)]
@@ -26,8 +32,8 @@ pub enum Output {
     Console(ConsoleOptions),
     /// A file of OTLP/JSON lines, as the OpenTelemetry Collector's file exporter writes them.
     File(PathBuf),
-    /// An OTLP/gRPC endpoint.
-    Otlp(OtlpTarget),
+    /// OTLP endpoints.
+    Otlp(Box<OtlpTarget>),
 }
 
 impl Output {
@@ -49,7 +55,7 @@ impl fmt::Display for Output {
         match self {
             Self::Console(_) => f.write_str("console"),
             Self::File(path) => write!(f, "{}", path.display()),
-            Self::Otlp(target) => write!(f, "{}", target.endpoint()),
+            Self::Otlp(target) => f.write_str(&target.name()),
         }
     }
 }
@@ -76,24 +82,9 @@ pub enum ExportError {
         /// Why not.
         source: std::io::Error,
     },
-    /// Not an endpoint.
-    #[error("OTLP endpoint `{endpoint}` ({origin}): {problem}")]
-    Endpoint {
-        /// As it was given.
-        endpoint: String,
-        /// The option or variable that it comes from.
-        origin: String,
-        /// What is wrong and what was expected.
-        problem: String,
-    },
-    /// The settings of the OTLP exporter, most of them from `OTEL_*` variables, do not fit.
-    #[error("OTLP export to {endpoint}: {source}")]
-    Otlp {
-        /// The endpoint.
-        endpoint: String,
-        /// Why not.
-        source: opentelemetry_otlp::ExporterBuildError,
-    },
+    /// An OTLP endpoint cannot be used.
+    #[error(transparent)]
+    Otlp(#[from] TargetError),
     /// Writing failed.
     #[error("cannot write to {sink}: {source}")]
     Write {

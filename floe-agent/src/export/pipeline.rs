@@ -1,8 +1,8 @@
 //! The pipeline: from one reader of events to several sinks that may be slow.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -11,19 +11,37 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::warn;
 
+use super::batch::Weigh;
 use super::console::Console;
 use super::jsonl::Jsonl;
-use super::otlp::Otlp;
+use super::otlp::{Lane, Metrics, Signal};
+use super::redact::{RedactionRules, Redactor};
 use super::{ExportError, Output};
-use crate::trace::FinishedSpan;
+use crate::trace::{FinishedLog, FinishedSpan};
 
-/// Spans that one sink may have waiting.
-const QUEUE: usize = 20_000;
+/// How often a sink complains in the agent's log.
+const PERIOD: Duration = Duration::from_mins(1);
 
-/// Hands spans to sinks. Never waits for them.
+/// What one sink may have waiting of each signal. What does not fit is dropped and counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueueBounds {
+    /// Spans, or log records.
+    pub items: usize,
+    /// Bytes of memory that they take.
+    pub bytes: usize,
+}
+
+impl Default for QueueBounds {
+    fn default() -> Self {
+        Self { items: 200_000, bytes: 64 << 20 }
+    }
+}
+
+/// Hands spans and log records to sinks. Never waits for them.
 #[derive(Debug)]
 pub struct Pipeline {
-    sinks: Vec<Handle>,
+    sinks: Vec<Sink>,
+    redactor: Redactor,
 }
 
 /// What a sink is told.
@@ -31,6 +49,8 @@ pub struct Pipeline {
 pub(super) enum Message {
     /// The first so many of these spans.
     Spans(Arc<Vec<FinishedSpan>>, usize),
+    /// The first so many of these log records.
+    Logs(Arc<Vec<FinishedLog>>, usize),
     /// There are no more.
     Finish(Finish),
 }
@@ -50,17 +70,32 @@ impl Default for Finish {
     }
 }
 
-/// What became of the spans that a sink was given.
+/// What became of the items of one signal.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Written or accepted.
+    pub sent: u64,
+    /// Could not be written, or were refused.
+    pub failed: u64,
+    /// The queue had no room.
+    pub dropped: u64,
+}
+
+impl Tally {
+    fn complete(self) -> bool {
+        self.failed == 0 && self.dropped == 0
+    }
+}
+
+/// What became of what a sink was given.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ExportReport {
     /// The sink.
     pub sink: String,
-    /// Spans that were written or accepted.
-    pub sent: u64,
-    /// Spans that could not be written, or that were refused.
-    pub failed: u64,
-    /// Spans for which its queue had no room.
-    pub dropped: u64,
+    /// Spans.
+    pub spans: Tally,
+    /// Log records.
+    pub logs: Tally,
     /// The last error.
     pub error: Option<String>,
 }
@@ -68,19 +103,25 @@ pub struct ExportReport {
 impl ExportReport {
     /// Whether everything arrived.
     pub fn complete(&self) -> bool {
-        self.failed == 0 && self.dropped == 0
+        self.spans.complete() && self.logs.complete()
     }
 }
 
 impl fmt::Display for ExportReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { sink, sent, failed, dropped, error } = self;
-        write!(f, "{sink}: {sent} spans sent")?;
-        if *failed > 0 {
-            write!(f, ", {failed} lost because export failed")?;
-        }
-        if *dropped > 0 {
-            write!(f, ", {dropped} lost because its queue was full")?;
+        let Self { sink, spans, logs, error } = self;
+        write!(f, "{sink}: ")?;
+        for (items, separator, Tally { sent, failed, dropped }) in [("spans", "", spans), ("log records", "; ", logs)] {
+            if items != "spans" && *logs == Tally::default() {
+                continue;
+            }
+            write!(f, "{separator}{sent} {items} sent")?;
+            if *failed > 0 {
+                write!(f, ", {failed} lost because export failed")?;
+            }
+            if *dropped > 0 {
+                write!(f, ", {dropped} lost because its queue was full")?;
+            }
         }
         match error {
             Some(error) => write!(f, " (last error: {error})"),
@@ -89,104 +130,217 @@ impl fmt::Display for ExportReport {
     }
 }
 
+/// A sink: where its messages go, and the tasks that take them.
 #[derive(Debug)]
-struct Handle {
-    sender: UnboundedSender<Message>,
+struct Sink {
     shared: Arc<Shared>,
-    task: JoinHandle<()>,
+    spans: Option<UnboundedSender<Message>>,
+    logs: Option<UnboundedSender<Message>>,
+    tasks: Vec<JoinHandle<()>>,
+    /// Sends the counters; told when the others have ended.
+    metrics: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
 }
 
-/// The counters of a sink, and how full its queue is.
+/// What the agent's own metrics say of one signal.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Counted {
+    pub(super) sent: u64,
+    pub(super) failed: u64,
+    pub(super) dropped: u64,
+    pub(super) waiting: u64,
+}
+
+/// The counters of a sink, and how full its queues are.
 #[derive(Debug)]
 pub(super) struct Shared {
     name: String,
-    queue: usize,
-    queued: AtomicUsize,
+    bounds: QueueBounds,
+    spans: Queue,
+    logs: Queue,
+    error: Mutex<Option<String>>,
+    complained: Mutex<Option<Instant>>,
+    complained_of_room: Mutex<Option<Instant>>,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    items: AtomicUsize,
+    bytes: AtomicUsize,
     sent: AtomicU64,
     failed: AtomicU64,
     dropped: AtomicU64,
-    error: std::sync::Mutex<Option<String>>,
+}
+
+impl Queue {
+    fn tally(&self) -> Tally {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let waiting = self.items.load(Ordering::Relaxed) as u64;
+        // What is still waiting when it is asked for will not be sent.
+        Tally { sent: read(&self.sent), failed: read(&self.failed) + waiting, dropped: read(&self.dropped) }
+    }
 }
 
 impl Shared {
-    fn new(name: String, queue: usize) -> Arc<Self> {
+    fn new(name: String, bounds: QueueBounds) -> Arc<Self> {
         Arc::new(Self {
             name,
-            queue,
-            queued: AtomicUsize::new(0),
-            sent: AtomicU64::new(0),
-            failed: AtomicU64::new(0),
-            dropped: AtomicU64::new(0),
-            error: std::sync::Mutex::new(None),
+            bounds,
+            spans: Queue::default(),
+            logs: Queue::default(),
+            error: Mutex::default(),
+            complained: Mutex::default(),
+            complained_of_room: Mutex::default(),
         })
     }
 
-    pub(super) fn sent(&self, spans: usize) {
-        self.sent.fetch_add(spans as u64, Ordering::Relaxed);
-        self.queued.fetch_sub(spans, Ordering::Relaxed);
+    fn queue(&self, signal: Signal) -> &Queue {
+        match signal {
+            Signal::Logs => &self.logs,
+            _ => &self.spans,
+        }
     }
 
-    pub(super) fn failed(&self, spans: usize) {
-        self.failed.fetch_add(spans as u64, Ordering::Relaxed);
-        self.queued.fetch_sub(spans, Ordering::Relaxed);
+    /// Takes as many as there is room for; the others are dropped.
+    fn admit(&self, signal: Signal, weights: &[usize]) -> usize {
+        let queue = self.queue(signal);
+        let room = self.bounds.items.saturating_sub(queue.items.load(Ordering::Relaxed));
+        let mut bytes = self.bounds.bytes.saturating_sub(queue.bytes.load(Ordering::Relaxed));
+        let mut taken = 0;
+        while taken < weights.len().min(room) && weights[taken] <= bytes {
+            bytes -= weights[taken];
+            taken += 1;
+        }
+        queue.items.fetch_add(taken, Ordering::Relaxed);
+        queue.bytes.fetch_add(weights[..taken].iter().sum(), Ordering::Relaxed);
+        let dropped = weights.len() - taken;
+        if dropped > 0 {
+            let before = queue.dropped.fetch_add(dropped as u64, Ordering::Relaxed);
+            if due(&self.complained_of_room) {
+                let Self { name, .. } = self;
+                warn!(
+                    "{name}: its queue is full, {} {} are lost so far; tracing goes on",
+                    before + dropped as u64,
+                    signal.items()
+                );
+            }
+        }
+        taken
+    }
+
+    pub(super) fn sent(&self, signal: Signal, items: usize) {
+        self.queue(signal).sent.fetch_add(items as u64, Ordering::Relaxed);
+    }
+
+    pub(super) fn failed(&self, signal: Signal, items: usize) {
+        self.queue(signal).failed.fetch_add(items as u64, Ordering::Relaxed);
+    }
+
+    /// Makes room: the items wait no longer.
+    pub(super) fn release(&self, signal: Signal, items: usize, bytes: usize) {
+        let queue = self.queue(signal);
+        queue.items.fetch_sub(items, Ordering::Relaxed);
+        queue.bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Items take another amount of memory than before.
+    pub(super) fn reweigh(&self, signal: Signal, before: usize, after: usize) {
+        let bytes = &self.queue(signal).bytes;
+        bytes.fetch_add(after, Ordering::Relaxed);
+        bytes.fetch_sub(before, Ordering::Relaxed);
     }
 
     pub(super) fn error(&self, error: String) {
-        *self.error.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(error);
+        *self.error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+    }
+
+    /// Whether a failure should be logged now: once a period.
+    pub(super) fn may_complain(&self) -> bool {
+        due(&self.complained)
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn counted(&self, signal: Signal) -> Counted {
+        let queue = self.queue(signal);
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let (sent, failed, dropped) = (read(&queue.sent), read(&queue.failed), read(&queue.dropped));
+        Counted { sent, failed, dropped, waiting: queue.items.load(Ordering::Relaxed) as u64 }
     }
 
     fn report(&self) -> ExportReport {
         ExportReport {
             sink: self.name.clone(),
-            sent: self.sent.load(Ordering::Relaxed),
-            // What is still waiting when it is asked for will not be sent.
-            failed: self.failed.load(Ordering::Relaxed) + self.queued.load(Ordering::Relaxed) as u64,
-            dropped: self.dropped.load(Ordering::Relaxed),
-            error: self.error.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone(),
+            spans: self.spans.tally(),
+            logs: self.logs.tally(),
+            error: self.error.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         }
     }
+}
+
+fn due(last: &Mutex<Option<Instant>>) -> bool {
+    let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+    let due = last.is_none_or(|last| last.elapsed() >= PERIOD);
+    if due {
+        *last = Some(Instant::now());
+    }
+    due
 }
 
 /// A sink that writes on this machine.
 pub(super) trait LocalSink: Send + 'static {
     /// Writes spans.
     fn write(&mut self, spans: &[FinishedSpan]) -> Result<(), ExportError>;
+    /// Writes log records.
+    fn write_logs(&mut self, logs: &[FinishedLog]) -> Result<(), ExportError>;
     /// Writes what is left.
     fn finish(&mut self, finish: Finish) -> Result<(), ExportError>;
 }
 
 impl Pipeline {
     /// Opens all outputs. To be called inside a tokio runtime.
-    pub fn start(outputs: &[Output]) -> Result<Self, ExportError> {
+    pub fn start(outputs: &[Output], bounds: QueueBounds, redaction: RedactionRules) -> Result<Self, ExportError> {
         // First open everything, so that a mistake in one leaves nothing half begun.
         enum Open {
             Local(Box<dyn LocalSink>),
-            Otlp(Otlp),
+            Otlp(Vec<(Signal, Lane)>, Option<Box<Metrics>>),
         }
         let mut open = Vec::new();
         for output in outputs {
             let sink = match output {
                 Output::Console(options) => Open::Local(Box::new(Console::new(Box::new(std::io::stderr()), *options))),
                 Output::File(path) => Open::Local(Box::new(Jsonl::create(path)?)),
-                Output::Otlp(target) => Open::Otlp(Otlp::new(target)?),
+                Output::Otlp(target) => {
+                    let mut lanes = Vec::new();
+                    for (signal, endpoint) in [(Signal::Traces, &target.traces), (Signal::Logs, &target.logs)] {
+                        if let Some(endpoint) = endpoint {
+                            lanes.push((signal, Lane::new(endpoint, signal, target.batching)?));
+                        }
+                    }
+                    let metrics = target.metrics.as_ref();
+                    let metrics =
+                        metrics.map(|endpoint| Metrics::new(endpoint, target.metrics_interval)).transpose()?;
+                    Open::Otlp(lanes, metrics.map(Box::new))
+                }
             };
             open.push((output.to_string(), sink));
         }
-        let mut pipeline = Self { sinks: Vec::new() };
+        let mut pipeline = Self { sinks: Vec::new(), redactor: Redactor::new(redaction) };
         for (name, sink) in open {
             match sink {
                 Open::Local(sink) => pipeline
-                    .add_local(name.clone(), QUEUE, sink)
+                    .add_local(name.clone(), bounds, sink)
                     .map_err(|source| ExportError::Write { sink: name, source })?,
-                Open::Otlp(sink) => pipeline.add_otlp(name, QUEUE, sink),
+                Open::Otlp(lanes, metrics) => pipeline.add_otlp(name, bounds, lanes, metrics),
             }
         }
         Ok(pipeline)
     }
 
-    fn add_local(&mut self, name: String, queue: usize, sink: Box<dyn LocalSink>) -> std::io::Result<()> {
+    fn add_local(&mut self, name: String, bounds: QueueBounds, sink: Box<dyn LocalSink>) -> std::io::Result<()> {
         let (sender, receiver) = unbounded_channel();
-        let shared = Shared::new(name, queue);
+        let shared = Shared::new(name, bounds);
         let counters = Arc::clone(&shared);
         let (done, end) = oneshot::channel::<()>();
         // A thread of its own and not one of the runtime's: a terminal that is stopped must not hold up the agent's end.
@@ -197,84 +351,145 @@ impl Pipeline {
         let task = tokio::spawn(async move {
             let _ = end.await;
         });
-        self.sinks.push(Handle { sender, shared, task });
+        let spans = Some(sender.clone());
+        self.sinks.push(Sink { shared, spans, logs: Some(sender), tasks: vec![task], metrics: None });
         Ok(())
     }
 
-    fn add_otlp(&mut self, name: String, queue: usize, sink: Otlp) {
-        let (sender, receiver) = unbounded_channel();
-        let shared = Shared::new(name, queue);
-        let task = tokio::spawn(sink.run(receiver, Arc::clone(&shared)));
-        self.sinks.push(Handle { sender, shared, task });
+    fn add_otlp(
+        &mut self,
+        name: String,
+        bounds: QueueBounds,
+        lanes: Vec<(Signal, Lane)>,
+        metrics: Option<Box<Metrics>>,
+    ) {
+        let shared = Shared::new(name, bounds);
+        let mut sink = Sink { shared: Arc::clone(&shared), spans: None, logs: None, tasks: Vec::new(), metrics: None };
+        for (signal, lane) in lanes {
+            let (sender, receiver) = unbounded_channel();
+            match signal {
+                Signal::Logs => sink.logs = Some(sender),
+                _ => sink.spans = Some(sender),
+            }
+            sink.tasks.push(tokio::spawn(lane.run(receiver, Arc::clone(&shared))));
+        }
+        sink.metrics = metrics.map(|metrics| {
+            let (end, ended) = oneshot::channel();
+            (end, tokio::spawn(metrics.run(ended, shared)))
+        });
+        self.sinks.push(sink);
     }
 
     /// Gives spans to every sink that has room for them.
-    pub fn send(&self, spans: Vec<FinishedSpan>) {
-        if spans.is_empty() {
-            return;
+    pub fn send(&self, mut spans: Vec<FinishedSpan>) {
+        for span in &mut spans {
+            self.redactor.span(span);
         }
-        let spans = Arc::new(spans);
-        for Handle { sender, shared, task: _ } in &self.sinks {
-            let room = shared.queue.saturating_sub(shared.queued.load(Ordering::Relaxed));
-            let taken = spans.len().min(room);
-            shared.dropped.fetch_add((spans.len() - taken) as u64, Ordering::Relaxed);
-            shared.queued.fetch_add(taken, Ordering::Relaxed);
-            if taken > 0 && sender.send(Message::Spans(Arc::clone(&spans), taken)).is_err() {
-                shared.failed(taken);
-            }
-        }
+        let to = self.sinks.iter().filter_map(|sink| Some((&sink.shared, sink.spans.as_ref()?)));
+        hand_out(spans, Signal::Traces, to, Message::Spans);
     }
 
-    /// What became of the spans so far. Spans that wait count as failed.
+    /// Gives log records to every sink that has room for them.
+    pub fn send_logs(&self, mut logs: Vec<FinishedLog>) {
+        for log in &mut logs {
+            self.redactor.log(log);
+        }
+        let to = self.sinks.iter().filter_map(|sink| Some((&sink.shared, sink.logs.as_ref()?)));
+        hand_out(logs, Signal::Logs, to, Message::Logs);
+    }
+
+    /// What became of the spans and log records so far. What waits counts as failed.
     pub fn reports(&self) -> Vec<ExportReport> {
         self.sinks.iter().map(|sink| sink.shared.report()).collect()
     }
 
-    /// Lets the sinks write what they have, at most until the deadline, and says what became of all spans.
+    /// Lets the sinks write what they have, at most until the deadline, and says what became of everything.
     pub async fn shutdown(self, finish: Finish) -> Vec<ExportReport> {
         for sink in &self.sinks {
-            // A sink that has ended already reports what it has.
-            let _ = sink.sender.send(Message::Finish(finish));
+            // A sink that has ended already reports what it has. A local sink ends at the first of the two messages.
+            for sender in [&sink.spans, &sink.logs].into_iter().flatten() {
+                let _ = sender.send(Message::Finish(finish));
+            }
         }
         // A little longer than the sinks are told, so that they can end by themselves.
         let deadline = Instant::now() + finish.deadline + Duration::from_millis(200);
         let mut reports = Vec::new();
-        for Handle { sender: _, shared, task } in self.sinks {
-            let abort = task.abort_handle();
-            if tokio::time::timeout_at(deadline, task).await.is_err() {
-                abort.abort();
-                shared.error(format!("not finished within {:?}", finish.deadline));
+        for Sink { shared, spans: _, logs: _, tasks, metrics } in self.sinks {
+            for task in tasks {
+                let abort = task.abort_handle();
+                if tokio::time::timeout_at(deadline, task).await.is_err() {
+                    abort.abort();
+                    shared.error(format!("not finished within {:?}", finish.deadline));
+                }
             }
             reports.push(shared.report());
+            if let Some((end, task)) = metrics {
+                let abort = task.abort_handle();
+                // An endpoint that takes nothing is not asked to take this.
+                let reachable = reports.last().is_some_and(|report| report.spans.sent > 0);
+                if reachable && end.send(()).is_ok() {
+                    let _ = tokio::time::timeout_at(deadline, task).await;
+                }
+                abort.abort();
+            }
         }
         reports
     }
 }
 
+fn hand_out<'a, T: Weigh>(
+    items: Vec<T>,
+    signal: Signal,
+    to: impl Iterator<Item = (&'a Arc<Shared>, &'a UnboundedSender<Message>)>,
+    message: impl Fn(Arc<Vec<T>>, usize) -> Message,
+) {
+    if items.is_empty() {
+        return;
+    }
+    let weights: Vec<usize> = items.iter().map(Weigh::weight).collect();
+    let mut to = to.peekable();
+    let mut items = Some(Arc::new(items));
+    while let Some((shared, sender)) = to.next() {
+        let taken = shared.admit(signal, &weights);
+        // The last sink gets the items themselves: it need not copy them.
+        let Some(items) = (if to.peek().is_none() { items.take() } else { items.clone() }) else {
+            return;
+        };
+        if taken > 0 && sender.send(message(items, taken)).is_err() {
+            shared.failed(signal, taken);
+            shared.release(signal, taken, weights[..taken].iter().sum());
+        }
+    }
+}
+
 fn run_local(mut sink: Box<dyn LocalSink>, mut receiver: UnboundedReceiver<Message>, shared: &Shared) {
-    let mut failing = false;
-    let mut check = |result: Result<(), ExportError>| {
-        let failed = result.is_err();
-        if let Err(error) = result {
-            shared.error(error.to_string());
-            if !failing {
-                warn!("{error}; tracing goes on");
+    let written = |result: Result<(), ExportError>, signal: Signal, items: usize, bytes: usize| {
+        match result {
+            Ok(()) => shared.sent(signal, items),
+            Err(error) => {
+                if shared.may_complain() {
+                    warn!("{error}; tracing goes on");
+                }
+                shared.error(error.to_string());
+                shared.failed(signal, items);
             }
         }
-        failing = failed;
-        failed
+        shared.release(signal, items, bytes);
     };
     while let Some(message) = receiver.blocking_recv() {
         match message {
             Message::Spans(spans, taken) => {
-                if check(sink.write(&spans[..taken])) {
-                    shared.failed(taken);
-                } else {
-                    shared.sent(taken);
-                }
+                let spans = &spans[..taken];
+                let bytes = spans.iter().map(Weigh::weight).sum();
+                written(sink.write(spans), Signal::Traces, taken, bytes);
+            }
+            Message::Logs(logs, taken) => {
+                let logs = &logs[..taken];
+                let bytes = logs.iter().map(Weigh::weight).sum();
+                written(sink.write_logs(logs), Signal::Logs, taken, bytes);
             }
             Message::Finish(finish) => {
-                check(sink.finish(finish));
+                written(sink.finish(finish), Signal::Traces, 0, 0);
                 return;
             }
         }
@@ -299,6 +514,10 @@ mod tests {
             }
         }
 
+        fn write_logs(&mut self, _: &[FinishedLog]) -> Result<(), ExportError> {
+            Ok(())
+        }
+
         fn finish(&mut self, _: Finish) -> Result<(), ExportError> {
             Ok(())
         }
@@ -306,8 +525,10 @@ mod tests {
 
     fn pipeline(queue: usize) -> (Pipeline, std::sync::mpsc::Sender<bool>) {
         let (sender, go) = std::sync::mpsc::channel();
-        let mut pipeline = Pipeline { sinks: Vec::new() };
-        pipeline.add_local("slow".into(), queue, Box::new(Slow { go })).unwrap();
+        let redactor = Redactor::new(RedactionRules::default());
+        let mut pipeline = Pipeline { sinks: Vec::new(), redactor };
+        let bounds = QueueBounds { items: queue, ..QueueBounds::default() };
+        pipeline.add_local("slow".into(), bounds, Box::new(Slow { go })).unwrap();
         (pipeline, sender)
     }
 
@@ -324,7 +545,7 @@ mod tests {
         go.send(true).unwrap();
         go.send(true).unwrap();
         let reports = pipeline.shutdown(Finish::default()).await;
-        assert_eq!(reports, [ExportReport { sink: "slow".into(), sent: 5, failed: 0, dropped: 3, error: None }]);
+        assert_eq!(reports[0].spans, Tally { sent: 5, failed: 0, dropped: 3 });
         assert_eq!(reports[0].to_string(), "slow: 5 spans sent, 3 lost because its queue was full");
     }
 
@@ -336,7 +557,7 @@ mod tests {
         go.send(false).unwrap();
         go.send(true).unwrap();
         let reports = pipeline.shutdown(Finish::default()).await;
-        assert_eq!((reports[0].sent, reports[0].failed, reports[0].complete()), (2, 3, false));
+        assert_eq!((reports[0].spans.sent, reports[0].spans.failed, reports[0].complete()), (2, 3, false));
         assert_eq!(reports[0].error.as_deref(), Some("cannot write to slow: no storage space"));
     }
 
@@ -346,7 +567,7 @@ mod tests {
         pipeline.send(spans(3));
         let finish = Finish { deadline: Duration::from_millis(10), lost_events: 0 };
         let reports = pipeline.shutdown(finish).await;
-        assert_eq!((reports[0].sent, reports[0].failed), (0, 3));
+        assert_eq!((reports[0].spans.sent, reports[0].spans.failed), (0, 3));
         drop(go);
     }
 }

@@ -448,6 +448,7 @@ pub(super) mod tests {
                 status: Status::Unset,
                 instrumentation_scope: InstrumentationScope::builder("floe-agent").build(),
             },
+            sampled: None,
         }
     }
 

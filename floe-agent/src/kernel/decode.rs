@@ -87,7 +87,7 @@ fn fields(bytes: &[u8], len: u32) -> Result<Vec<FieldValue>, DecodeError> {
     let mut reader = Reader { rest, len: bytes.len() };
     let mut fields = Vec::new();
     while let Some((field, payload)) = reader.next()? {
-        if let Some((value, cut)) = reader.value(&field, payload, 0)? {
+        if let Some((value, cut)) = reader.value(field, payload, 0)? {
             fields.push(FieldValue { field: field.field, value, cut });
         }
     }
@@ -123,7 +123,7 @@ impl<'a> Reader<'a> {
 
     /// The value that a field is or begins, and whether something of it is missing. Nothing if a part that must be known
     /// is not.
-    fn value(&mut self, field: &Field, payload: &[u8], depth: usize) -> Result<Option<(Value, bool)>, DecodeError> {
+    fn value(&mut self, field: Field, payload: &[u8], depth: usize) -> Result<Option<(Value, bool)>, DecodeError> {
         let cut = field.cut != 0;
         let value = match field.kind {
             value::UTF8 | value::LATIN1 | value::UCS2 | value::UCS4 => {
@@ -163,7 +163,7 @@ impl<'a> Reader<'a> {
                     break;
                 }
                 _ => {
-                    let value = self.value(&field, payload, depth + 1)?;
+                    let value = self.value(field, payload, depth + 1)?;
                     let item = items.last_mut().ok_or_else(|| self.error("a list without items"))?;
                     item.extend(value);
                 }
@@ -261,46 +261,22 @@ fn uuid(payload: &[u8]) -> Option<String> {
 /// `str` of a `datetime` or `date`.
 fn datetime(payload: &[u8]) -> Option<String> {
     let [high, low, month, day] = *payload.first_chunk()?;
-    let mut text = format!("{:04}-{month:02}-{day:02}", u16::from_be_bytes([high, low]));
+    let date = format!("{:04}-{month:02}-{day:02}", u16::from_be_bytes([high, low]));
     let Some(&[hour, minute, second, a, b, c, _, _]) = payload.get(4..).and_then(<[u8]>::first_chunk) else {
-        return Some(text); // a date
+        return Some(date);
     };
-    text += &format!(" {hour:02}:{minute:02}:{second:02}");
-    let micros = u32::from_be_bytes([0, a, b, c]);
-    if micros > 0 {
-        text += &format!(".{micros:06}");
-    }
+    let micros = match u32::from_be_bytes([0, a, b, c]) {
+        0 => String::new(),
+        micros => format!(".{micros:06}"),
+    };
     let offset = i32::from_le_bytes(*payload.get(12..)?.first_chunk()?);
-    if offset != i32::MIN {
-        let (sign, offset) = (if offset < 0 { '-' } else { '+' }, offset.unsigned_abs());
-        text += &format!("{sign}{:02}:{:02}", offset / 3600, offset / 60 % 60);
-        if !offset.is_multiple_of(60) {
-            text += &format!(":{:02}", offset % 60);
-        }
-    }
-    Some(text)
-}
-
-fn eight(payload: &[u8]) -> Option<[u8; 8]> {
-    payload.get(..8)?.try_into().ok()
-}
-
-/// Text in one of CPython's representations (PEP 393). Lone surrogates, which a str may hold, become U+FFFD.
-fn text(kind: u8, payload: &[u8]) -> String {
-    match kind {
-        value::LATIN1 => payload.iter().map(|&b| char::from(b)).collect(),
-        value::UCS2 => payload
-            .chunks_exact(2)
-            .map(|c| char::from_u32(u32::from(u16::from_le_bytes([c[0], c[1]]))).unwrap_or(char::REPLACEMENT_CHARACTER))
-            .collect(),
-        value::UCS4 => payload
-            .chunks_exact(4)
-            .map(|c| {
-                char::from_u32(u32::from_le_bytes([c[0], c[1], c[2], c[3]])).unwrap_or(char::REPLACEMENT_CHARACTER)
-            })
-            .collect(),
-        _ => String::from_utf8_lossy(payload).into_owned(),
-    }
+    let (sign, seconds) = (if offset < 0 { '-' } else { '+' }, offset.unsigned_abs());
+    let zone = match (offset, seconds % 60) {
+        (i32::MIN, _) => String::new(),
+        (_, 0) => format!("{sign}{:02}:{:02}", seconds / 3600, seconds / 60 % 60),
+        (_, rest) => format!("{sign}{:02}:{:02}:{rest:02}", seconds / 3600, seconds / 60 % 60),
+    };
+    Some(format!("{date} {hour:02}:{minute:02}:{second:02}{micros}{zone}"))
 }
 
 #[cfg(test)]

@@ -395,13 +395,13 @@ impl Kernel {
         let _ = self.functions.remove(&key);
     }
 
-    /// Registers a module whose import matters.
-    pub fn set_module(&mut self, name: &str) -> Result<(), KernelError> {
+    /// Registers a module whose import matters, and how long a thread waits then ([`floe_ebpf::module_wait`]).
+    pub fn set_module(&mut self, name: &str, wait: u32) -> Result<(), KernelError> {
         let mut key = [0; MODULE_NAME_LEN];
         let bytes = name.as_bytes();
         let len = bytes.len().min(MODULE_NAME_LEN - 1);
         key[..len].copy_from_slice(&bytes[..len]);
-        self.modules.insert(key, 1, 0).map_err(|source| KernelError::Map { map: "MODULES", source })
+        self.modules.insert(key, wait, 0).map_err(|source| KernelError::Map { map: "MODULES", source })
     }
 
     /// Loads the layout of an interpreter version.

@@ -151,6 +151,12 @@ pub fn is_alive(pid: Pid) -> bool {
     Stat::read(pid).is_ok_and(|stat| stat.is_alive())
 }
 
+/// Whether a thread of a process has not ended.
+pub fn is_thread_alive(pid: Pid, tid: Tid) -> bool {
+    let stat = read(pid, &format!("task/{tid}/stat"), MAX_SMALL).ok();
+    stat.and_then(|text| Stat::parse(&text, ticks_per_second())).is_some_and(|stat| stat.is_alive())
+}
+
 /// Its threads.
 pub fn threads(pid: Pid) -> io::Result<Vec<Tid>> {
     let entries = fs::read_dir(format!("/proc/{pid}/task"))?;

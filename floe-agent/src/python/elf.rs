@@ -3,7 +3,7 @@
 //! The file is read in ranges, never as a whole; sizes that it states are bounded. Works on stripped files: symbols come
 //! from `.dynsym`; `.symtab` adds to them where it exists and is never depended on.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
@@ -123,6 +123,8 @@ pub struct ElfFile {
     runpath: Vec<String>,
     build_id: Vec<u8>,
     py_runtime: Option<FileAddr>,
+    /// `DT_RELA` and its size.
+    relocations: Option<(FileAddr, u64)>,
 }
 
 impl ElfFile {
@@ -149,6 +151,7 @@ impl ElfFile {
             runpath: Vec::new(),
             build_id: Vec::new(),
             py_runtime: None,
+            relocations: None,
         };
         this.parse(wanted).map_err(|what| match what {
             Problem::NotElf => ElfError::NotElf { path: path.to_owned() },
@@ -233,6 +236,7 @@ impl ElfFile {
         let value = |tag| {
             dynamic.iter().take(MAX_HEADERS).find(|entry| entry.d_tag(endian) == tag).map(|entry| entry.d_val(endian))
         };
+        self.relocations = value(elf::DT_RELA).zip(value(elf::DT_RELASZ)).map(|(table, size)| (FileAddr(table), size));
         let (Some(strings), Some(size)) = (value(elf::DT_STRTAB), value(elf::DT_STRSZ)) else {
             return Ok(());
         };
@@ -372,6 +376,66 @@ impl ElfFile {
             return Err(no_data());
         }
         self.file.read_exact_at(buf, offset.0).map_err(|source| ElfError::Io { path: self.path.clone(), source })
+    }
+
+    /// The C functions that the file's method tables (`PyMethodDef`: name, function, flags) have under a name and flags.
+    ///
+    /// Reads all data of the file once: for the few that must be known before a process runs.
+    pub fn methods(&self, name: &str, flags: u32) -> Result<Vec<FileAddr>, ElfError> {
+        const WORD: usize = 8;
+        let mut text = name.as_bytes().to_vec();
+        text.push(0);
+        let relocated = self.relative_relocations()?;
+        let mut data = Vec::new();
+        for segment in self.segments.iter().filter(|segment| segment.file_size <= MAX_TABLE) {
+            let mut bytes = vec![0; segment.file_size as usize];
+            self.read_at(segment.addr, &mut bytes)?;
+            data.push((segment, bytes));
+        }
+        let names: HashSet<u64> = data
+            .iter()
+            .flat_map(|(segment, bytes)| {
+                memchr::memmem::find_iter(bytes, &text).map(|at| segment.addr.0.wrapping_add(at as u64))
+            })
+            .collect();
+        let word = |addr: u64| {
+            relocated.get(&addr).copied().or_else(|| {
+                let mut bytes = [0; WORD];
+                self.read_at(FileAddr(addr), &mut bytes).ok().map(|()| u64::from_le_bytes(bytes))
+            })
+        };
+        // Pointers that a loader fills in are in its table; others are in the data.
+        let in_table = relocated.iter().filter(|(_, value)| names.contains(value)).map(|(&addr, _)| addr);
+        let in_data = data.iter().filter(|(segment, _)| !segment.executable).flat_map(|(segment, bytes)| {
+            let words = bytes.chunks_exact(WORD).enumerate();
+            let hits = words.filter(|(_, word)| names.contains(&u64::from_le_bytes((*word).try_into().expect("8"))));
+            hits.map(|(index, _)| segment.addr.0.wrapping_add((index * WORD) as u64))
+        });
+        let mut found: Vec<FileAddr> = in_table
+            .chain(in_data)
+            .filter(|&def| word(def.wrapping_add(16)).is_some_and(|word| word as u32 == flags))
+            .filter_map(|def| word(def.wrapping_add(8)).map(FileAddr))
+            .filter(|&function| self.is_code(function))
+            .collect();
+        found.sort_unstable();
+        found.dedup();
+        Ok(found)
+    }
+
+    /// What a loader adds its base to: address and value.
+    fn relative_relocations(&self) -> Result<HashMap<u64, u64>, ElfError> {
+        const ENTRY: usize = 24;
+        let Some((table, size)) = self.relocations.filter(|&(_, size)| size <= MAX_TABLE) else {
+            return Ok(HashMap::new());
+        };
+        let mut bytes = vec![0; size as usize];
+        self.read_at(table, &mut bytes)?;
+        let word = |entry: &[u8], at: usize| u64::from_le_bytes(entry[at..at + 8].try_into().expect("8 bytes"));
+        Ok(bytes
+            .chunks_exact(ENTRY)
+            .filter(|entry| word(entry, 8) == u64::from(elf::R_X86_64_RELATIVE.0))
+            .map(|entry| (word(entry, 0), word(entry, 16)))
+            .collect())
     }
 }
 

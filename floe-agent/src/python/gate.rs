@@ -5,7 +5,9 @@
 //! the text before the entry is decoded from many starting points, until they agree where instructions begin. Nothing is
 //! assumed about how a compiler pads.
 
-use iced_x86::{Code, Decoder, DecoderOptions, Instruction, Mnemonic, Register};
+use std::collections::HashMap;
+
+use iced_x86::{Code, Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
 
 use super::elf::ElfFile;
 use super::memory::Memory;
@@ -202,6 +204,62 @@ pub fn offset_in_file(elf: &ElfFile, entry: FileAddr) -> Option<FileOffset> {
     elf.is_code(entry).then(|| elf.file_offset(FileAddr(entry.0 - distance)))?
 }
 
+/// `_PyFunction_Vectorcall` in a file whose symbol table does not have it: what `PyFunction_NewWithQualName`, which is
+/// exported everywhere, stores in `vectorcall` of a new function. `None` where the code does not show it plainly.
+pub fn entry_in_code(elf: &ElfFile, new_function: FileAddr, vectorcall: u64) -> Option<FileAddr> {
+    /// Longer than the function is anywhere.
+    const CODE: usize = 1024;
+    let mut code = [0; CODE];
+    elf.read_at(new_function, &mut code).ok()?;
+    stored_function(&code, new_function.0, vectorcall).map(FileAddr).filter(|&entry| elf.is_code(entry))
+}
+
+/// The address that code puts into a register and then into the field at `offset` of an object.
+fn stored_function(code: &[u8], ip: u64, offset: u64) -> Option<u64> {
+    /// rbx, rbp, r12 to r15.
+    const KEPT_BY_CALLS: [u32; 6] = [3, 5, 12, 13, 14, 15];
+    let mut addresses: HashMap<u32, u64> = HashMap::new();
+    for instruction in &mut Decoder::with_ip(64, code, ip, DecoderOptions::NONE) {
+        let is_field = instruction.memory_displacement64() == offset
+            && instruction.memory_base() != Register::RIP
+            && instruction.memory_index() == Register::None;
+        let written = (instruction.op_count() > 0 && instruction.op0_kind() == OpKind::Register)
+            .then(|| number(instruction.op0_register()))
+            .flatten();
+        match (instruction.code(), written) {
+            (Code::Mov_rm64_imm32, None) if is_field => return Some(instruction.immediate(1)),
+            (Code::Mov_rm64_r64, None) if is_field => {
+                let stored = number(instruction.op1_register()).and_then(|register| addresses.get(&register));
+                if let Some(&address) = stored {
+                    return Some(address);
+                }
+            }
+            (Code::Lea_r64_m, Some(register)) if instruction.is_ip_rel_memory_operand() => {
+                addresses.insert(register, instruction.ip_rel_memory_address());
+            }
+            (Code::Mov_r32_imm32 | Code::Mov_r64_imm64 | Code::Mov_rm64_imm32, Some(register)) => {
+                addresses.insert(register, instruction.immediate(1));
+            }
+            _ if instruction.mnemonic() == Mnemonic::Call => {
+                addresses.retain(|register, _| KEPT_BY_CALLS.contains(register));
+            }
+            (_, Some(register)) => {
+                addresses.remove(&register);
+            }
+            _ => {}
+        }
+    }
+    None
+}
+
+/// The number of a register, the same for its whole and its lower half.
+fn number(register: Register) -> Option<u32> {
+    let register = register as u32;
+    [Register::RAX, Register::EAX]
+        .into_iter()
+        .find_map(|first| register.checked_sub(first as u32).filter(|&number| number < 16))
+}
+
 /// Whether `live` is `file`, or that with a breakpoint at its first byte: `int3`, or the call by which newer kernels
 /// replace a five-byte NOP under a uprobe.
 pub fn is_or_has_breakpoint(file: &[u8], live: &[u8]) -> bool {
@@ -311,6 +369,23 @@ mod tests {
         assert!(!is_or_has_breakpoint(&nop5, &[0xe9, 1, 2, 3, 4]));
         assert!(!is_or_has_breakpoint(&[0x66, 0x90], &[0x90, 0x90]));
         assert!(is_or_has_breakpoint(&[0x66, 0x90], &[0xcc, 0x90]));
+    }
+
+    #[test]
+    fn the_entry_is_what_new_functions_are_given() {
+        // lea rdi,[rip+0x100]; lea rax,[rip+0x200]; mov rcx,[rbx]; mov [rbx+0x80],rax; ret
+        let pic: &[u8] = &[
+            0x48, 0x8d, 0x3d, 0, 1, 0, 0, 0x48, 0x8d, 0x05, 0, 2, 0, 0, 0x48, 0x8b, 0x0b, 0x48, 0x89, 0x83, 0x80, 0, 0,
+            0, 0xc3,
+        ];
+        assert_eq!(stored_function(pic, 0x1000, 0x80), Some(0x1000 + 14 + 0x200));
+        assert_eq!(stored_function(pic, 0x1000, 0x88), None);
+        // mov qword [rbx+0x80], 0x401230
+        let fixed: &[u8] = &[0x48, 0xc7, 0x83, 0x80, 0, 0, 0, 0x30, 0x12, 0x40, 0];
+        assert_eq!(stored_function(fixed, 0x1000, 0x80), Some(0x40_1230));
+        // lea rax,[rip]; mov rax,[rbx]; mov [rbx+0x80],rax: the register has another value by then.
+        let other: &[u8] = &[0x48, 0x8d, 0x05, 0, 0, 0, 0, 0x48, 0x8b, 0x03, 0x48, 0x89, 0x83, 0x80, 0, 0, 0];
+        assert_eq!(stored_function(other, 0x1000, 0x80), None);
     }
 
     /// Symbol tables tell where functions end: no gate that is chosen before any function of any installed interpreter is

@@ -125,12 +125,25 @@ impl From<ElfError> for Refusal {
 const RUNTIME: &str = "_PyRuntime";
 const RUN_MAIN: &str = "Py_RunMain";
 const VECTORCALL: &str = "_PyFunction_Vectorcall";
+const NEW_FUNCTION: &str = "PyFunction_NewWithQualName";
 const VERSION: &str = "Py_Version";
 const EVAL_FRAME_DEFAULT: &str = "_PyEval_EvalFrameDefault";
 const MALLOC: &str = "PyObject_Malloc";
 const SAVE_THREAD: &str = "PyEval_SaveThread";
 const RESTORE_THREAD: &str = "PyEval_RestoreThread";
 const SET_RECURSION_LIMIT: &str = "Py_SetRecursionLimit";
+/// Types whose instances come and go all the time.
+const DESTROYED: [&str; 9] = [
+    "PyUnicode_Type",
+    "PyFunction_Type",
+    "PyBytes_Type",
+    "PyTuple_Type",
+    "PyDict_Type",
+    "PyList_Type",
+    "PyFloat_Type",
+    "PyCFunction_Type",
+    "PyMethod_Type",
+];
 /// In all versions, 2.7 included.
 const INITIALIZE: &str = "Py_Initialize";
 /// Only where references are counted or traced for debugging.
@@ -148,8 +161,10 @@ fn wanted() -> Vec<&'static str> {
         VECTORCALL,
         SAVE_THREAD,
         RESTORE_THREAD,
+        NEW_FUNCTION,
     ];
     wanted.extend(DEBUG_ONLY);
+    wanted.extend(DESTROYED);
     wanted.extend(CoreTypes::SYMBOLS);
     wanted
 }
@@ -235,9 +250,28 @@ impl InterpreterFile {
         self.elf.file_offset(self.elf.symbol(RUN_MAIN)?)
     }
 
-    /// Where the gate probably is: for files whose symbol table has `_PyFunction_Vectorcall` (exported until 3.12).
+    /// Where the gate probably is: before `_PyFunction_Vectorcall`, which is exported until 3.12; where the symbol table
+    /// does not have it, before what new functions are given as `vectorcall`.
     pub fn gate_offset(&self) -> Option<FileOffset> {
-        super::gate::offset_in_file(&self.elf, self.elf.symbol(VECTORCALL)?)
+        let in_code = || match self.candidates[..] {
+            [layout] => gate::entry_in_code(&self.elf, self.elf.symbol(NEW_FUNCTION)?, layout.function.vectorcall),
+            _ => None,
+        };
+        gate::offset_in_file(&self.elf, self.elf.symbol(VECTORCALL).or_else(in_code)?)
+    }
+
+    /// 3.11: the C functions of `sys.setrecursionlimit` and `_thread.stack_size`, as far as the file shows them.
+    pub fn stack_functions(&self) -> Vec<FileOffset> {
+        const METH_VARARGS: u32 = 1;
+        const METH_O: u32 = 8;
+        if !self.candidates.iter().all(|layout| layout.inlines_past_vectorcall) {
+            return Vec::new();
+        }
+        let functions = [("setrecursionlimit", METH_O), ("stack_size", METH_VARARGS)].map(|(name, flags)| {
+            let found = self.elf.methods(name, flags).unwrap_or_default();
+            found.into_iter().filter_map(|function| self.elf.file_offset(function)).collect::<Vec<_>>()
+        });
+        functions.concat()
     }
 
     /// The function that takes the GIL again after a wait: at its return the thread has it.
@@ -245,20 +279,19 @@ impl InterpreterFile {
         self.elf.file_offset(self.elf.symbol(RESTORE_THREAD)?)
     }
 
-    /// Functions that run with the GIL held, one of which every thread that does anything soon comes by: the allocator, the
-    /// release of the GIL (their exported forms, which link-time optimisation may leave unused), and the destructors of
-    /// common types, which are always called through their pointers.
+    /// Functions that run with the GIL held, one of which every thread that does anything soon comes by: the evaluator, the
+    /// allocator, the release of the GIL (their exported forms, which link-time optimisation may leave unused), and the
+    /// destructors of common types, which are always called through their pointers.
     pub fn meeting_points(&self, mem: &dyn Memory, bias: u64) -> Vec<FileOffset> {
         /// `PyTypeObject.tp_dealloc`, in all versions.
         const TP_DEALLOC: u64 = 48;
-        let types = self.types(bias);
-        let types = types.map(|t| vec![t.str, t.function]).unwrap_or_default();
-        let destructors = types
+        let destructors = DESTROYED
             .into_iter()
-            .filter_map(|type_| mem.read_ptr(type_.offset(TP_DEALLOC)).ok())
+            .filter_map(|name| self.elf.symbol(name))
+            .filter_map(|type_| mem.read_ptr(UserAddr(type_.0.wrapping_add(bias)).offset(TP_DEALLOC)).ok())
             .map(|address| FileAddr(address.0.wrapping_sub(bias)))
             .filter(|&address| self.elf.is_code(address));
-        let exported = [MALLOC, SAVE_THREAD].into_iter().filter_map(|name| self.elf.symbol(name));
+        let exported = [EVAL_FRAME_DEFAULT, MALLOC, SAVE_THREAD].into_iter().filter_map(|name| self.elf.symbol(name));
         let mut offsets: Vec<_> =
             exported.chain(destructors).filter_map(|address| self.elf.file_offset(address)).collect();
         offsets.sort_unstable();

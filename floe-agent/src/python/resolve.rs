@@ -517,27 +517,35 @@ impl<'m> Resolver<'m> {
         Ok(self.attribute(module, dict, path)?.object)
     }
 
-    /// The implementations of `method` in a class and all its subclasses that are alive, each function once. Abstract and
-    /// inherited ones count where they are defined.
-    pub fn implementations(&self, module: &str, class: &str, method: &str) -> Result<Vec<FoundFunction>> {
+    /// The implementations of a method (`Base.method`) in a class and all its subclasses that are alive, each function once.
+    /// Inherited ones count where they are defined, abstract ones not at all.
+    pub fn implementations(&self, module: &str, qualname: &str) -> Result<Vec<FoundFunction>> {
         let heap = &self.heap;
+        let (class, method) =
+            qualname.rsplit_once('.').ok_or_else(|| ResolveError::BadName { name: qualname.to_owned() })?;
         let dict = self.module_dict(module)?;
         let Place { object, .. } = self.attribute(module, dict, class)?;
         if !heap.is_type(object)? {
             return Err(ResolveError::NotAFunction { name: format!("{module}:{class}"), what: self.what_is(object) });
         }
+        if heap.type_lookup(object, method)?.is_none() {
+            return Err(ResolveError::NoAttribute { owner: format!("{module}.{class}"), attribute: method.to_owned() });
+        }
         let mut classes = VecDeque::from([object]);
         let mut seen = HashSet::from([object]);
         let mut functions = HashSet::new();
         let mut found = Vec::new();
+        // A class that cannot be read, or that is being made or taken apart, does not hide the others.
         while let Some(class) = classes.pop_front() {
-            if let Some(own) = self.own_method(class, method)? {
-                let name = heap.type_name(class)?;
-                if functions.insert(own.addr) && found.len() < MAX_FOUND {
-                    found.push(self.describe(&own, Some(name), true)?);
-                }
+            if let Ok(Some(own)) = self.own_method(class, method)
+                && functions.insert(own.addr)
+                && found.len() < MAX_FOUND
+                && let Ok(name) = heap.type_name(class)
+                && let Ok(function) = self.describe(&own, Some(name), true)
+            {
+                found.push(function);
             }
-            for subclass in heap.subclasses(class)? {
+            for subclass in heap.subclasses(class).unwrap_or_default() {
                 if seen.len() < MAX_OBJECTS && seen.insert(subclass) {
                     classes.push_back(subclass);
                 }
@@ -546,7 +554,7 @@ impl<'m> Resolver<'m> {
         Ok(found)
     }
 
-    /// The function that a class itself defines under a name, behind decorators.
+    /// The function that a class itself defines under a name, behind decorators, unless it is abstract.
     fn own_method(&self, class: UserAddr, name: &str) -> Result<Option<Function>> {
         let heap = &self.heap;
         let dict = heap.type_info(class)?.dict;
@@ -558,14 +566,55 @@ impl<'m> Resolver<'m> {
         };
         let mut graph = Graph::new(*heap, MAX_BEHIND, MAX_BEHIND_DEPTH);
         graph.push(object, 0);
+        let mut method = None;
         while let Some(next) = graph.next() {
             if let Ok(function) = heap.function(next)
                 && heap.code_name(function.code).is_ok_and(|own| own == name)
             {
-                return Ok(Some(function));
+                method = Some(function);
+                break;
             }
         }
-        Ok(None)
+        // An alias or a lambda: what the name is bound to.
+        let method = method.or_else(|| heap.function(object).ok());
+        Ok(method.filter(|function| !self.is_abstract(function)))
+    }
+
+    /// Whether a function was marked by `abc.abstractmethod`.
+    fn is_abstract(&self, function: &Function) -> bool {
+        let heap = &self.heap;
+        !function.dict.is_null()
+            && matches!(heap.dict_get(function.dict, "__isabstractmethod__"), Ok(Some(mark)) if heap.int(mark) == Ok(1))
+    }
+
+    /// The function whose result is the context manager: for one made by `contextlib.contextmanager` that is the helper in
+    /// which the decorator wraps it, not the generator function itself.
+    pub fn context_manager(&self, module: &str, qualname: &str) -> Result<FoundFunction> {
+        let heap = &self.heap;
+        let own = self.resolve_direct(module, qualname)?;
+        let refuse =
+            |what: &str| ResolveError::NotAFunction { name: format!("{module}:{qualname}"), what: what.to_owned() };
+        match own.kind {
+            // It makes its result elsewhere.
+            FunctionKind::Plain => return Ok(own),
+            FunctionKind::Generator => {}
+            FunctionKind::Coroutine | FunctionKind::AsyncGenerator => {
+                return Err(refuse("an asynchronous context manager"));
+            }
+        }
+        let dict = self.module_dict(module)?;
+        let Place { object, class } = self.attribute(module, dict, qualname)?;
+        let contextlib = self.module_dict("contextlib")?;
+        let mut graph = Graph::new(*heap, MAX_BEHIND, MAX_BEHIND_DEPTH);
+        graph.push(object, 0);
+        while let Some(next) = graph.next() {
+            let Ok(function) = heap.function(next) else { continue };
+            if function.globals == contextlib && heap.code_name(function.code).is_ok_and(|name| name == "helper") {
+                let class = class.map(|class| heap.type_name(class)).transpose()?;
+                return self.describe(&function, class, true);
+            }
+        }
+        Err(refuse("a generator function without `contextlib.contextmanager`"))
     }
 }
 

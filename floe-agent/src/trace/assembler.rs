@@ -12,9 +12,10 @@ use super::calls::{Enter, Leave};
 use super::clock::Clock;
 use super::finish::{Ending, ProcessEnd};
 use super::keys::Keys;
-use super::process::{Handle, Process, Trace};
-use super::resource::ProcessFacts;
-use crate::catalogue::Catalogue;
+use super::process::{Handle, Process};
+use super::resource::{ProcessFacts, ResourceDefaults};
+use super::traces::{Hold, Trace, TraceStats, Traces};
+use crate::catalogue::{Catalogue, Moment};
 use crate::kernel::event::{Event, Stamp};
 use crate::python::exception::ExceptionFacts;
 use crate::units::{BootNanos, Epoch, Pid, Tid};
@@ -37,6 +38,8 @@ pub struct FinishedSpan {
     pub resource: Arc<Resource>,
     /// The span.
     pub span: SpanData,
+    /// What the sampled flag of the context says that was given to the process from outside, if there was one.
+    pub sampled: Option<bool>,
 }
 
 /// Bounds of what the assembler keeps. What goes beyond is dropped and counted.
@@ -110,8 +113,9 @@ pub(super) struct Core {
     pub(super) number: u64,
     pub(super) scope: InstrumentationScope,
     pub(super) limits: Limits,
-    pub(super) finished: Vec<FinishedSpan>,
+    pub(super) traces: Traces,
     pub(super) stats: AssemblerStats,
+    defaults: Arc<ResourceDefaults>,
 }
 
 impl Assembler {
@@ -136,7 +140,8 @@ impl Assembler {
                 number: 0,
                 scope,
                 limits: Limits::default(),
-                finished: Vec::new(),
+                defaults: Arc::default(),
+                traces: Traces::default(),
                 stats: AssemblerStats::default(),
             },
             processes: HashMap::new(),
@@ -156,11 +161,42 @@ impl Assembler {
         self
     }
 
+    /// With what the configuration says of resources.
+    #[must_use]
+    pub fn with_defaults(mut self, defaults: ResourceDefaults) -> Self {
+        self.core.defaults = Arc::new(defaults);
+        self
+    }
+
     /// With other ids than random ones.
     #[must_use]
     pub fn with_ids(mut self, ids: Box<dyn IdGenerator>) -> Self {
         self.core.ids = ids;
         self
+    }
+
+    /// Spans wait for their trace to be known. Without this, none does.
+    #[must_use]
+    pub fn with_hold(mut self, hold: Hold) -> Self {
+        self.core.traces.hold = hold;
+        self
+    }
+
+    /// Spans are made even where `TRACEPARENT` asks for none.
+    #[must_use]
+    pub fn keep_unsampled(mut self, keep: bool) -> Self {
+        self.core.traces.keep_unsampled = keep;
+        self
+    }
+
+    /// Says what time it is: spans that wait do not wait for ever.
+    pub fn tick(&mut self, now: BootNanos) {
+        self.core.traces.tick(now);
+    }
+
+    /// What became of spans that waited for their trace.
+    pub fn trace_stats(&self) -> TraceStats {
+        self.core.traces.stats
     }
 
     /// Takes a new reading of the clocks. Spans that are open keep their start and their true duration.
@@ -180,21 +216,25 @@ impl Assembler {
 
     /// Takes the spans that have ended since the last call.
     pub fn drain(&mut self) -> Vec<FinishedSpan> {
-        std::mem::take(&mut self.core.finished)
+        self.core.traces.take_ready()
     }
 
     /// Says what a process is. May come before or after its first events; spans that end later have the new resource.
-    pub fn process_seen(&mut self, facts: ProcessFacts) {
+    pub fn process_seen(&mut self, mut facts: ProcessFacts) {
         let key = (facts.pid, facts.epoch);
+        facts.defaults = Arc::clone(&self.core.defaults);
         if self.ended.contains(&key) {
             return;
         }
         if let Some(process) = self.processes.get_mut(&key) {
+            facts.descends_from(&process.facts);
             process.resource = Arc::new(facts.resource());
             process.facts = facts;
+            self.core.settle_home(process);
         } else if self.processes.len() < self.limits.processes {
-            let trace = self.core.new_trace();
-            self.processes.insert(key, Process::new(facts, trace));
+            let mut process = Process::new(facts, self.core.new_trace());
+            self.core.settle_home(&mut process);
+            self.processes.insert(key, process);
         }
     }
 
@@ -222,12 +262,14 @@ impl Assembler {
         match event {
             Event::Enter { stamp, probe, depth, recursion, object, fields } => {
                 if let Some((core, process)) = self.process(&stamp) {
+                    process.learn(core.catalogue.fields(probe, Moment::Enter), &fields);
                     core.enter(process, &stamp, Enter { probe, depth, recursion, object, fields });
                 }
             }
             Event::Return { stamp, call, probe, outcome, object, fields } => {
                 let exception = self.exception_of(&stamp, call);
                 if let Some((core, process)) = self.process(&stamp) {
+                    process.learn(core.catalogue.fields(probe, Moment::Exit), &fields);
                     core.leave(process, &stamp, Leave { call, probe, outcome, object, exception, fields });
                 }
             }
@@ -244,6 +286,7 @@ impl Assembler {
         for key in keys {
             self.end_process(key, now, &Ending::incomplete(TRACING_ENDED));
         }
+        self.core.traces.end();
     }
 
     /// The process of an event; makes it known if it is not.
@@ -266,7 +309,9 @@ impl Assembler {
                 return None;
             }
             let trace = self.core.new_trace();
-            self.processes.insert(key, Process::new(ProcessFacts::unknown(key.0, key.1), trace));
+            let mut facts = ProcessFacts::unknown(key.0, key.1);
+            facts.defaults = Arc::clone(&self.core.defaults);
+            self.processes.insert(key, Process::new(facts, trace));
         }
         let process = self.processes.get_mut(&key)?;
         if stamp.lost > 0 {
@@ -277,23 +322,32 @@ impl Assembler {
     }
 
     fn fork(&mut self, stamp: &Stamp, child: Pid, child_epoch: Epoch) {
-        let Some((_, parent)) = self.process(stamp) else {
+        let Some((core, parent)) = self.process(stamp) else {
             return;
         };
-        let lineage = (Arc::clone(&parent.trace), parent.context(stamp.tid).map(|(span, _)| span));
+        let lineage = match parent.place(stamp.tid) {
+            (trace, Some(span), _) => (trace, Some(span)),
+            (trace, None, _) => (trace.below(core.ids.new_trace_id()), None),
+        };
         let facts = parent.facts.forked(child, child_epoch);
         self.begin_process(stamp, (child, child_epoch), Some(facts), Some(lineage));
     }
 
     fn exec(&mut self, stamp: &Stamp) {
         let before = self.current.get(&stamp.pid).map(|epoch| (stamp.pid, *epoch));
+        let facts = before.and_then(|key| Some(self.processes.get(&key)?.facts.clone()));
         let lineage = before.filter(|key| key.1 != stamp.epoch).and_then(|key| {
             let process = self.processes.get(&key)?;
-            let lineage = (Arc::clone(&process.trace), process.context(stamp.tid).map(|(span, _)| span));
+            let (trace, span, _) = process.place(stamp.tid);
+            let lineage = (trace, span);
             self.end_process(key, stamp.time, &Ending::incomplete(PROCESS_CALLED_EXEC));
             Some(lineage)
         });
         self.begin_process(stamp, (stamp.pid, stamp.epoch), None, lineage);
+        if let (Some(before), Some(process)) = (facts, self.processes.get_mut(&(stamp.pid, stamp.epoch))) {
+            process.facts.descends_from(&before);
+            process.resource = Arc::new(process.facts.resource());
+        }
     }
 
     /// A process begins by fork or exec. It may already be known: facts and events come on different ways.
@@ -306,17 +360,17 @@ impl Assembler {
     ) {
         let known = self.processes.contains_key(&key);
         let stamp = Stamp { pid: key.0, epoch: key.1, lost: 0, ..*stamp };
-        let Some((_, process)) = self.process(&stamp) else {
+        let Some((core, process)) = self.process(&stamp) else {
             return;
         };
         if let (false, Some(facts)) = (known, facts) {
             process.resource = Arc::new(facts.resource());
             process.facts = facts;
         }
-        if let (false, Some((trace, inherited))) = (process.started, lineage) {
-            process.trace = trace;
-            process.inherited = inherited;
+        if lineage.is_some() {
+            process.lineage = lineage;
         }
+        core.settle_home(process);
     }
 
     fn exit(&mut self, stamp: &Stamp, process_ended: bool, code: u32) {
@@ -379,3 +433,7 @@ mod tests;
 #[cfg(test)]
 #[path = "rules_tests.rs"]
 mod rules_tests;
+
+#[cfg(test)]
+#[path = "home_tests.rs"]
+mod home_tests;

@@ -2,14 +2,18 @@
 
 use std::sync::Arc;
 
-use opentelemetry::trace::{SpanId, Status};
+use opentelemetry::trace::{Link, SpanId, Status};
 
 use super::assembler::{Core, FinishedSpan};
 use super::finish::{Ending, Finish, Raised};
-use super::process::{Frame, Handle, Loose, OpenSpan, Process, Trace};
-use super::values::Values;
+use super::home::Belongs;
+use super::ids;
+use super::process::{Frame, Handle, Loose, OpenSpan, Process};
+use super::traces::Trace;
+use super::values::{self, Values};
 use crate::catalogue::{Kind, Moment, Probe, Role, SpanRef, SpanRule};
 use crate::kernel::event::{FieldValue, Outcome, Stamp};
+use crate::process::run_id::Source;
 use crate::python::exception::ExceptionFacts;
 use crate::units::{BootNanos, ProbeId, Tid, UserAddr};
 
@@ -54,12 +58,12 @@ pub(super) enum Place {
 
 impl Core {
     pub(super) fn new_trace(&self) -> Arc<Trace> {
-        Trace::new(self.ids.new_trace_id())
+        Trace::open(self.ids.new_trace_id())
     }
 
-    /// The id of a new span. The seam for ids that are computed from the key.
-    fn span_id(&self, _trace: &Trace, _key: Option<&str>) -> SpanId {
-        self.ids.new_span_id()
+    /// The id of a new span: computed from its key where its trace is known.
+    fn span_id(&self, trace: &Arc<Trace>, key: Option<&str>) -> SpanId {
+        key.and_then(|key| trace.span_id(key)).unwrap_or_else(|| self.ids.new_span_id())
     }
 
     pub(super) fn enter(&mut self, process: &mut Process, stamp: &Stamp, enter: Enter) {
@@ -114,6 +118,8 @@ impl Core {
                 }
             }
             (Kind::ContextManager | Kind::ContextExit, _) => frame.values = values,
+            // An override that calls the method it overrides: one piece of work.
+            (Kind::Call, Some(_)) if probe.implementations && is_inside(process, stamp.tid, id, object) => {}
             (Kind::Call, Some(rule)) => {
                 frame.span = self.open(process, stamp, Place::Call, (reference, probe, rule), values);
                 if let Some(span) = &mut frame.span {
@@ -155,7 +161,7 @@ impl Core {
         let around = process.context(stamp.tid).map(|(span, _)| span);
         inherit(process, around, rule, &mut values);
         values.compute(&probe.computed);
-        if !rule.condition.holds(|name| values.text(name)) {
+        if !rule.condition.holds(|name| values.texts(name)) {
             return None;
         }
         let render =
@@ -174,20 +180,24 @@ impl Core {
                 }
             }
         }
-        let (mut parent, mut remote) =
-            process.context(stamp.tid).map_or((None, false), |(span, remote)| (Some(span), remote));
-        if let Some(span) = rule.parent.as_ref().and_then(render).and_then(|key| self.keys.get(process.trace.id, &key))
-        {
+        let run = rule.run.as_ref().and_then(render);
+        let Belongs { trace, mut parent, mut remote, around } = self.belongs(process, stamp.tid, run.as_deref());
+        if let Some(span) = rule.parent.as_ref().and_then(render).and_then(|key| self.keys.get(trace.number(), &key)) {
             remote = process.spans().all(|open| open.id != span);
             parent = Some(span);
         }
-        let id = self.span_id(&process.trace, key.as_deref());
+        let id = self.span_id(&trace, key.as_deref());
         if let Some(key) = &key {
-            self.keys.add(process.trace.id, key, id);
+            self.keys.add(trace.number(), key, id);
+            if key == ids::RUN && parent.is_some() {
+                trace.has_another_root();
+            }
         }
+        let links = around.map(|around| Link::new(around, Vec::new(), 0)).into_iter().collect();
         self.number += 1;
         Some(OpenSpan {
             id,
+            trace,
             rule: reference,
             tid: stamp.tid,
             number: self.number,
@@ -199,7 +209,7 @@ impl Core {
             key,
             events: Vec::new(),
             dropped_events: 0,
-            links: Vec::new(),
+            links,
             dropped_links: 0,
             exception: None,
             error: None,
@@ -308,7 +318,7 @@ impl Core {
                 let raised = span.values.capture(probe, names, fields).or(exception);
                 span.values.compute(&probe.computed);
                 let span_id = span.id;
-                let ends = probe.ends.as_ref().is_some_and(|condition| condition.holds(|name| span.values.text(name)));
+                let ends = probe.ends.as_ref().is_some_and(|condition| condition.holds(|name| span.values.texts(name)));
                 if outcome == Outcome::Raised || ends {
                     self.end(process, span_id, stamp.time, &Ending::of(outcome, raised));
                 }
@@ -327,7 +337,7 @@ impl Core {
         values: &Values,
         ending: &Ending,
     ) {
-        let met = |condition: &crate::catalogue::probe::Condition| condition.holds(|name| values.text(name));
+        let met = |condition: &crate::catalogue::probe::Condition| condition.holds(|name| values.texts(name));
         if !probe.ends.as_ref().is_none_or(met) {
             return;
         }
@@ -346,7 +356,7 @@ impl Core {
         let key = template.and_then(|key| {
             key.render_complete(|name| {
                 let parent = process.context(tid).map(|(id, _)| id);
-                values.text(name).or_else(|| process.inherit(parent, name).map(|value| value.as_str().into_owned()))
+                values.text(name).or_else(|| process.inherit(parent, name).map(|value| values::text(&value)))
             })
         });
         process.find(span, key.as_deref(), tid)
@@ -411,16 +421,16 @@ impl Core {
             return;
         };
         inherit(process, span.parent, rule, &mut span.values);
-        for target in self.linked(process, &rule.links, &span.values) {
-            span.add_link(process.trace.id, target);
+        for target in self.linked(&span.trace.clone(), &rule.links, &span.values) {
+            span.add_link(target);
         }
         let counted = span.role == Role::Node && !span.nested;
-        let tid = span.tid;
+        let (tid, trace) = (span.tid, Arc::clone(&span.trace));
         let finish = Finish {
             probe,
             rule,
             function: &self.functions[span.rule.probe.0 as usize],
-            trace: &process.trace,
+            trace: &trace,
             scope: &self.scope,
         };
         let span = finish.span(span, time, ending);
@@ -430,7 +440,9 @@ impl Core {
         }
         self.stats.spans += 1;
         self.stats.incomplete += u64::from(matches!(ending, Ending::Incomplete { .. }));
-        self.finished.push(FinishedSpan { resource: Arc::clone(&process.resource), span });
+        let given = process.facts.run.as_ref().filter(|run| run.source == Source::Traceparent);
+        let sampled = given.map(|run| run.sampled);
+        self.traces.finished(&trace, FinishedSpan { resource: Arc::clone(&process.resource), span, sampled }, time);
     }
 }
 
@@ -443,6 +455,11 @@ fn inherit(process: &Process, parent: Option<SpanId>, rule: &SpanRule, values: &
             values.set(name.clone(), value);
         }
     }
+}
+
+/// Whether a call of this probe with this first argument is open in the thread.
+fn is_inside(process: &Process, tid: Tid, probe: ProbeId, object: UserAddr) -> bool {
+    process.frames(tid).iter().any(|frame| frame.probe == probe && frame.object == object && frame.span.is_some())
 }
 
 /// The innermost open span of a thread that this probe began and another function ends.

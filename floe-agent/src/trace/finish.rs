@@ -1,14 +1,16 @@
 //! The end of a span: its last attributes, its name, its status.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use opentelemetry::trace::{Event, SpanContext, SpanId, Status, TraceFlags, TraceState};
+use opentelemetry::trace::{Event, SpanId, Status};
 use opentelemetry::{Array, InstrumentationScope, Key, KeyValue, StringValue, Value};
 use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanLinks};
 use opentelemetry_semantic_conventions::attribute as semconv;
 
-use super::process::{OpenSpan, Trace};
+use super::process::OpenSpan;
 use super::rules;
+use super::traces::Trace;
 use super::values::{Values, is_local};
 use crate::catalogue::{Probe, Role, SpanRule};
 use crate::kernel::event::Outcome;
@@ -121,7 +123,7 @@ pub(super) struct Finish<'a> {
     pub(super) rule: &'a SpanRule,
     /// The probed function, qualified.
     pub(super) function: &'a StringValue,
-    pub(super) trace: &'a Trace,
+    pub(super) trace: &'a Arc<Trace>,
     pub(super) scope: &'a InstrumentationScope,
 }
 
@@ -173,7 +175,10 @@ impl Finish<'_> {
             }
         };
         let OpenSpan { id, parent, remote, start, values, events, dropped_events, links, dropped_links, .. } = span;
-        let name = self.rule.name.render(|name| values.text(name));
+        let mut better = self.rule.better_names.iter();
+        let name = better
+            .find_map(|template| template.render_complete(|name| values.text(name)))
+            .unwrap_or_else(|| self.rule.name.render(|name| values.text(name)));
         let name = if name.is_empty() { self.rule.id.clone() } else { name };
         let Values { mut attributes, cut, dropped, .. } = values;
         attributes.retain(|attribute| !is_local(attribute.key.as_str()));
@@ -204,7 +209,7 @@ impl Finish<'_> {
         let mut all_links = SpanLinks::default();
         (all_links.links, all_links.dropped_count) = (links, dropped_links);
         SpanData {
-            span_context: SpanContext::new(self.trace.id, id, TraceFlags::SAMPLED, false, TraceState::default()),
+            span_context: self.trace.context(id),
             parent_span_id: parent.unwrap_or(SpanId::INVALID),
             parent_span_is_remote: remote,
             span_kind: self.rule.kind.clone(),

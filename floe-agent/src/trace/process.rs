@@ -2,51 +2,33 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
+use opentelemetry::Key;
 use opentelemetry::trace::{Event, Link, SpanContext, SpanId, TraceFlags, TraceId, TraceState};
 use opentelemetry_sdk::Resource;
 
 use super::finish::Raised;
 use super::resource::ProcessFacts;
+use super::traces::Trace;
 use super::values::Values;
 use crate::catalogue::{Role, SpanRef};
+use crate::kernel::event::{FieldValue, Value};
 use crate::units::{BootNanos, ProbeId, Tid, UserAddr};
 
 /// Events of one span, and links of one span; more are dropped and counted. OpenTelemetry's default limits.
 const MAX_EVENTS: usize = 128;
 const MAX_LINKS: usize = 128;
 
-/// A trace, shared by the processes that belong to it.
-#[derive(Debug)]
-pub(super) struct Trace {
-    pub(super) id: TraceId,
-    lost: AtomicU64,
-}
-
-impl Trace {
-    pub(super) fn new(id: TraceId) -> Arc<Self> {
-        Arc::new(Self { id, lost: AtomicU64::new(0) })
-    }
-
-    /// Events that were lost in it so far.
-    pub(super) fn lost(&self) -> u64 {
-        self.lost.load(Ordering::Relaxed)
-    }
-
-    pub(super) fn lose(&self, events: u64) {
-        self.lost.fetch_add(events, Ordering::Relaxed);
-    }
-}
-
 /// A process.
 #[derive(Debug)]
 pub(super) struct Process {
     pub(super) facts: ProcessFacts,
     pub(super) resource: Arc<Resource>,
+    /// The trace of spans that have no other.
     pub(super) trace: Arc<Trace>,
-    /// The span that was open in the thread that forked the process.
+    /// The parent of spans that have no other in the process: the span that was open in the thread that forked the
+    /// process, or the one that the environment names.
     pub(super) inherited: Option<SpanId>,
     /// Threads with open calls; the innermost call is last.
     pub(super) threads: HashMap<Tid, Vec<Frame>>,
@@ -56,7 +38,9 @@ pub(super) struct Process {
     pub(super) commands: Vec<(Tid, SpanId)>,
     /// Open calls of all threads.
     pub(super) open: usize,
-    /// Whether it has begun a span: from then on its trace is fixed.
+    /// The same two, as the process that started it has them.
+    pub(super) lineage: Option<(Arc<Trace>, Option<SpanId>)>,
+    /// Whether it has begun a span: from then on its trace is not what its environment says, but what its spans say.
     pub(super) started: bool,
 }
 
@@ -106,6 +90,7 @@ pub(super) enum Handle {
 #[derive(Debug)]
 pub(super) struct OpenSpan {
     pub(super) id: SpanId,
+    pub(super) trace: Arc<Trace>,
     pub(super) rule: SpanRef,
     /// The thread that began it.
     pub(super) tid: Tid,
@@ -139,7 +124,7 @@ impl OpenSpan {
         if self.events.len() < MAX_EVENTS { self.events.push(event) } else { self.dropped_events += 1 }
     }
 
-    pub(super) fn add_link(&mut self, trace: TraceId, span: SpanId) {
+    pub(super) fn add_link(&mut self, (trace, span): (TraceId, SpanId)) {
         if span == self.id || self.links.iter().any(|link| link.span_context.span_id() == span) {
             return;
         }
@@ -168,11 +153,25 @@ impl Process {
             facts,
             trace,
             inherited: None,
+            lineage: None,
             threads: HashMap::new(),
             loose: Vec::new(),
             commands: Vec::new(),
             open: 0,
             started: false,
+        }
+    }
+
+    /// Takes in what captured fields say of the whole process. Spans that end later have the new resource.
+    pub(super) fn learn(&mut self, names: &[Key], fields: &[FieldValue]) {
+        let mut learned = false;
+        for FieldValue { field, value, .. } in fields {
+            if let (Some(name), Value::Str { text, .. }) = (names.get(usize::from(*field)), value) {
+                learned |= self.facts.learn(name.as_str(), text);
+            }
+        }
+        if learned {
+            self.resource = Arc::new(self.facts.resource());
         }
     }
 
@@ -184,6 +183,14 @@ impl Process {
             .or_else(|| self.commands.last().map(|(_, id)| *id))
             .map(|id| (id, false))
             .or_else(|| self.inherited.map(|id| (id, true)))
+    }
+
+    /// The same with its trace.
+    pub(super) fn place(&self, tid: Tid) -> (Arc<Trace>, Option<SpanId>, bool) {
+        let context = self.context(tid);
+        let own = context.filter(|(_, remote)| !remote).and_then(|(id, _)| self.spans().find(|span| span.id == id));
+        let trace = own.map_or(&self.trace, |span| &span.trace);
+        (Arc::clone(trace), context.map(|(id, _)| id), context.is_some_and(|(_, remote)| remote))
     }
 
     /// The innermost open span of the thread for which this holds.

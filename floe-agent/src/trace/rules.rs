@@ -1,13 +1,17 @@
 //! What an event's rules do: spans begin and end, and something is told of them.
 
+use std::sync::Arc;
+
 use opentelemetry::KeyValue;
-use opentelemetry::trace::{Event, SpanId};
+use opentelemetry::trace::{Event, SpanId, TraceId};
 
 use super::assembler::Core;
 use super::calls::Place;
 use super::finish::{Ending, Raised};
+use super::ids;
 use super::process::{Loose, OpenSpan, Process};
-use super::values::{Values, is_local, texts};
+use super::traces::Trace;
+use super::values::{Values, is_local};
 use crate::catalogue::pack::LINK_VALUE;
 use crate::catalogue::probe::{EventRule, ExceptionRule, LinkRule, StatusRule, Subject};
 use crate::catalogue::template::Template;
@@ -26,8 +30,11 @@ impl Core {
         values: &Values,
     ) {
         for (number, rule) in probe.rules.iter().enumerate() {
-            if !rule.condition.holds(|name| values.text(name)) {
+            if !rule.condition.holds(|name| values.texts(name)) {
                 continue;
+            }
+            if let Some(run) = rule.run.as_ref().and_then(|run| run.render_complete(|name| values.text(name))) {
+                self.works_for(process, stamp.tid, &run);
             }
             let span = match &rule.subject {
                 Subject::Begin(_) => {
@@ -39,16 +46,19 @@ impl Core {
                 Subject::End(span) | Subject::Span(span) => self.called(process, *span, values, stamp.tid),
             };
             let Some(span_id) = span else {
-                if !values.is_empty() && !matches!(rule.subject, Subject::Begin(_)) {
+                if rule.run.is_none() && !values.is_empty() && !matches!(rule.subject, Subject::Begin(_)) {
                     self.stats.orphan_events += 1;
                 }
                 continue;
             };
-            let targets = self.linked(process, &rule.links, values);
-            let (trace, time) = (process.trace.id, self.clock.wall(stamp.time));
+            let Some(trace) = process.span(span_id).map(|span| Arc::clone(&span.trace)) else {
+                continue;
+            };
+            let targets = self.linked(&trace, &rule.links, values);
+            let time = self.clock.wall(stamp.time);
             if let Some(span) = process.span(span_id) {
                 for target in targets {
-                    span.add_link(trace, target);
+                    span.add_link(target);
                 }
                 tell(span, rule, values, time);
             }
@@ -93,17 +103,24 @@ impl Core {
     }
 
     /// The spans that links lead to.
-    pub(super) fn linked(&self, process: &Process, links: &[LinkRule], values: &Values) -> Vec<SpanId> {
+    pub(super) fn linked(&mut self, trace: &Arc<Trace>, links: &[LinkRule], values: &Values) -> Vec<(TraceId, SpanId)> {
         let mut targets = Vec::new();
-        for LinkRule { each, key } in links {
+        for LinkRule { each, run, key } in links {
             let items = match each {
-                Some(name) => values.get(name).map(texts).unwrap_or_default(),
+                Some(name) => values.texts(name),
                 None => vec![String::new()],
             };
             for item in items {
                 let value = |name: &str| if name == LINK_VALUE { Some(item.clone()) } else { values.text(name) };
-                let key = key.render_complete(value);
-                targets.extend(key.and_then(|key| self.keys.get(process.trace.id, &key)));
+                let run = run.as_ref().and_then(|run| run.render_complete(value));
+                let Some(key) = key.render_complete(value) else {
+                    continue;
+                };
+                // A span of another agent, or one that is long over, is not known here, but its id is.
+                let there = run.as_ref().map(|run| self.traces.run(run));
+                let known = self.keys.get(there.as_ref().unwrap_or(trace).number(), &key);
+                let span = known.or_else(|| there.as_ref().map(|there| ids::span_id(there.id(), &key, 0)));
+                targets.extend(span.map(|span| (there.as_ref().unwrap_or(trace).id(), span)));
             }
         }
         targets

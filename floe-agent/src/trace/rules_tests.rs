@@ -78,10 +78,11 @@ probes:
   - name: model
     target: m:model
     span:
-      name: "{name}"
+      name: ["model {one}", "{name}"]
       key: "{name}"
+      unless: {upstream: [ghost]}
       links: [{each: upstream, key: "{value}"}, {key: "{name}/twin"}]
-    attributes: {name: arg0, upstream: arg1, outcome: return, _why: return.why}
+    attributes: {name: arg0, one: {only: upstream}, upstream: arg1, outcome: return, _why: return.why}
     status: {from: outcome, error: [error]}
     exception: {type: "{_why}"}
   - name: side
@@ -90,6 +91,10 @@ probes:
     span: {name: side, role: leaf, key: "{k}"}
     attributes: {k: arg0}
     end: [{target: "m:side_end", attributes: {k: arg0}}]
+  - name: write
+    target: m:Base.write
+    implementations: true
+    span: {name: write}
 "#;
 
 const COMMAND: u32 = 0;
@@ -102,7 +107,8 @@ const OUTPUTS: u32 = 6;
 const MODEL: u32 = 7;
 const SIDE: u32 = 8;
 const SIDE_END: u32 = 9;
-const EXIT: u32 = 10;
+const WRITE: u32 = 10;
+const EXIT: u32 = 11;
 
 fn world() -> World {
     World::with(PACK)
@@ -540,4 +546,33 @@ fn events_of_one_span_are_bounded() {
     w.step(MAIN, "DONE", "a");
     let span = w.span();
     assert_eq!((span.events.len(), span.events.dropped_count), (128, 72));
+}
+
+#[test]
+fn a_list_is_meant_by_its_items_and_named_by_its_only_one() {
+    let mut w = world();
+    let mut model = |upstream: &[&str]| {
+        let upstream = Value::List(upstream.iter().map(|item| s(item)).collect());
+        let call = w.enter(MAIN, MODEL, 0, &[("name", s("m")), ("upstream", upstream)]);
+        w.leave(MAIN, MODEL, call, &[]);
+        w.spans().pop().map(|span| (span.name.to_string(), get(&span, "one")))
+    };
+    assert_eq!(model(&["a"]), Some(("model a".into(), Some("a".into()))));
+    assert_eq!(model(&["a", "b"]), Some(("m".into(), None)));
+    assert_eq!(model(&[]), Some(("m".into(), None)));
+    assert_eq!(model(&["a", "ghost"]), None);
+}
+
+#[test]
+fn an_override_and_the_method_it_overrides_are_one_span() {
+    let mut w = world();
+    let own = w.enter_object(MAIN, WRITE, 0, 0x10, &[]);
+    let base = w.enter_object(MAIN, WRITE, 1, 0x10, &[]);
+    let other = w.enter_object(MAIN, WRITE, 2, 0x20, &[]);
+    w.leave(MAIN, WRITE, other, &[]);
+    w.leave(MAIN, WRITE, base, &[]);
+    w.leave(MAIN, WRITE, own, &[]);
+    let [other, own] = w.spans().try_into().unwrap();
+    assert_eq!(own.start_time, SystemTime::UNIX_EPOCH + Duration::from_micros(1));
+    assert_eq!(other.parent_span_id, id(&own), "another object's is its own");
 }

@@ -146,12 +146,12 @@ impl World {
         self.leave_with(at, probe, call, Outcome::Raised, &values);
     }
 
-    fn fork(&mut self, at: At, child: At) {
+    pub(super) fn fork(&mut self, at: At, child: At) {
         let stamp = self.stamp(at);
         self.assembler.handle(Event::Fork { stamp, child: Pid(child.0), child_epoch: Epoch(child.1) });
     }
 
-    fn exec(&mut self, at: At) {
+    pub(super) fn exec(&mut self, at: At) {
         let stamp = self.stamp(at);
         self.assembler.handle(Event::Exec { stamp });
     }

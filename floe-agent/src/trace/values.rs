@@ -39,9 +39,14 @@ impl Values {
         self.attributes.iter().find(|known| known.key.as_str() == name).map(|known| &known.value)
     }
 
-    /// The text of an attribute's value.
+    /// The text of an attribute's value; of a list, its items with commas between them.
     pub(super) fn text(&self, name: &str) -> Option<String> {
-        self.get(name).map(|value| value.as_str().into_owned())
+        self.get(name).map(text)
+    }
+
+    /// The texts of an attribute's value: one of each item of a list.
+    pub(super) fn texts(&self, name: &str) -> Vec<String> {
+        self.get(name).map(texts).unwrap_or_default()
     }
 
     pub(super) fn set(&mut self, name: Key, value: Value) {
@@ -141,6 +146,10 @@ impl Values {
             }
             let value = match from {
                 Formula::Const(value) => Some(value.clone()),
+                Formula::Only(list) => match &self.texts(list)[..] {
+                    [only] => Some(Value::from(only.clone())),
+                    _ => None,
+                },
                 Formula::Template { template, add } => match template.single(|name| self.text(name)) {
                     Some(single) => self.get(&single).cloned(),
                     None => template.render_complete(|name| self.text(name)).map(Value::from),
@@ -195,6 +204,14 @@ fn array(items: &[Value]) -> Array {
         .or_else(|| ints(items).map(Array::I64))
         .or_else(|| floats(items).map(Array::F64))
         .unwrap_or_else(|| Array::String(items.iter().map(|item| item.as_str().into_owned().into()).collect()))
+}
+
+/// The text of a value; of a list, its items with commas between them.
+pub(super) fn text(value: &Value) -> String {
+    match value {
+        Value::Array(_) => texts(value).join(", "),
+        value => value.as_str().into_owned(),
+    }
 }
 
 /// The texts of a value: one of each item of a list.

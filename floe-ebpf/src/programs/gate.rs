@@ -11,7 +11,8 @@ use aya_ebpf::{
 };
 use floe_ebpf::{
     CallEnter, CallReturn, ContextKey, Counter, FunctionInfo, FunctionKey, Header, Layout, MAX_ANCESTORS, MAX_DEPTH,
-    MAX_STACK, MODULE_NAME_LEN, NO_PLAN, enter_flags, event, function_flags, outcome, process_flags, urgent,
+    MAX_STACK, MODULE_NAME_LEN, NO_PLAN, enter_flags, event, function_flags, module_wait, outcome, process_flags,
+    urgent,
 };
 
 use crate::{
@@ -477,6 +478,10 @@ fn leave_import(thread: *mut Thread, layout: &Layout, frame: &Frame, result: u64
     if frame.probe == WANTED_IMPORT && module_name(thread, layout, frame.function) {
         // SAFETY: `thread` is a map value.
         ask_for.name = unsafe { (*thread).name };
+        // SAFETY: the map is not resized.
+        if unsafe { MODULES.get(&ask_for.name) } == Some(&module_wait::LONG) {
+            ask_for.bound = settings()?.long_wait;
+        }
     }
     // SAFETY: `thread` is a map value.
     unsafe { (*thread).deep_import = 0 };

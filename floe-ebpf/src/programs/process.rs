@@ -81,20 +81,7 @@ fn forked(ctx: &RawTracePointContext) -> Option<()> {
         return None; // a thread
     }
     let time = now();
-    let mut info = ProcessInfo {
-        epoch: next_epoch(),
-        flags: process_flags::SELECTED,
-        ancestors: [0; MAX_ANCESTORS],
-        layout: 0,
-        reserved: 0,
-        none: 0,
-        str_type: 0,
-        float_type: 0,
-        bool_type: 0,
-        member_type: 0,
-        tstate: 0,
-        since: time,
-    };
+    let mut info = ProcessInfo::selected(next_epoch(), time);
     let mut epoch = 0;
     if let Some(parent) = parent {
         // SAFETY: a map value.
@@ -143,20 +130,7 @@ fn executed(ctx: &RawTracePointContext) -> Option<()> {
     let _ = THREADS.remove(tid);
     let _ = THREADS.remove(old);
     let time = now();
-    let info = ProcessInfo {
-        epoch: next_epoch(),
-        flags: process_flags::SELECTED,
-        ancestors: [0; MAX_ANCESTORS],
-        layout: 0,
-        reserved: 0,
-        none: 0,
-        str_type: 0,
-        float_type: 0,
-        bool_type: 0,
-        member_type: 0,
-        tstate: 0,
-        since: time,
-    };
+    let info = ProcessInfo::selected(next_epoch(), time);
     let _ = PROCESSES.insert(tgid, &info, u64::from(BPF_ANY));
     let header = Header { kind: event::EXEC, flags: 0, lost: 0, tgid, tid, epoch: info.epoch, time };
     send(ProcessEvent { header, other: 0, other_epoch: 0, code: 0 }, BPF_RB_NO_WAKEUP);

@@ -1,0 +1,153 @@
+//! Traces as Jaeger shows them, through its HTTP API: a reader that shares no code with the agent. Tests that are named
+//! after a requirement of floe's show that it holds.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use floe_tests::dbt::{Project, environment};
+use floe_tests::{Agent, Jaeger, JaegerSpan, Outcome, Span, Status, can_trace, say};
+use serde_json::{Value, json};
+
+/// A real `dbt build` in which a model fails, others are skipped, and a test fails: once into Jaeger and into a file.
+fn build(jaeger: &Jaeger, bin: &std::path::Path) -> (Project, Outcome) {
+    let project = Project::copy();
+    let agent = Agent::with_packs().option("--otlp").option(jaeger.otlp_grpc()).limit(Duration::from_mins(3));
+    let outcome = agent.exec(&project.dbt(bin, &["build", "--vars", "{sql_error: true, fail_test: true}"]));
+    outcome.finished.expect(1);
+    outcome.nothing_lost();
+    (project, outcome)
+}
+
+#[test]
+fn fr_041_the_traces_of_dbt_are_visible_in_jaeger() {
+    let Some(jaeger) = Jaeger::shared() else { return };
+    let Some(_alone) = can_trace() else { return };
+    let Some(bin) = environment() else { return };
+    let (project, outcome) = build(jaeger, &bin);
+    is_what_dbt_says(jaeger, &project, &outcome);
+    is_what_the_file_says(jaeger, &outcome);
+}
+
+/// Jaeger's search finds the run by dbt's own id, and the spans in it are the results in dbt's own file.
+fn is_what_dbt_says(jaeger: &Jaeger, project: &Project, outcome: &Outcome) {
+    let results = project.artifact("run_results.json");
+    let invocation = results["metadata"]["invocation_id"].as_str().expect("dbt writes it");
+    let root = outcome.with("dbt.command").next().expect("a span of the command");
+    let whole = jaeger.trace(&root.trace, outcome.spans.len());
+    let service = root.resource["service.name"].as_str().expect("a text");
+    assert!(jaeger.services().iter().any(|known| known == service), "{:?}", jaeger.services());
+    let found = jaeger.search(service, &json!({ "dbt.invocation_id": invocation }));
+    let [trace] = &found[..] else { panic!("{} traces of the run {invocation}", found.len()) };
+    assert_eq!(trace.len(), whole.len());
+
+    let command = &whole[&root.id];
+    assert!(command.parent().is_none() && command.failed(), "{command:?}");
+    let mut nodes: BTreeMap<&str, Vec<&JaegerSpan>> = BTreeMap::new();
+    for span in trace.iter().filter(|span| span.text("dbt.unique_id").is_some()) {
+        nodes.entry(span.text("dbt.unique_id").unwrap_or_default()).or_default().push(span);
+    }
+    let mut outcomes: BTreeMap<&str, usize> = BTreeMap::new();
+    let results = results["results"].as_array().expect("dbt writes results");
+    for result in results {
+        let id = result["unique_id"].as_str().expect("dbt writes ids");
+        let status = result["status"].as_str().expect("dbt writes a status");
+        let [node] = nodes.get(id).map_or(&[][..], Vec::as_slice) else { panic!("{id} is not one span in Jaeger") };
+        assert_eq!(node.text("dbt.status"), Some(status), "{id}");
+        assert_eq!(node.failed(), ["error", "fail"].contains(&status), "{id}: {node:?}");
+        assert_eq!(node.parent(), Some(command.id.as_str()), "{id}");
+        *outcomes.entry(status).or_default() += 1;
+    }
+    for status in ["success", "error", "skipped"] {
+        assert!(outcomes.contains_key(status), "the run has a node with the status {status}: {outcomes:?}");
+    }
+    say(&format!("Jaeger: {} spans of {service}, {outcomes:?}", trace.len()));
+}
+
+/// Jaeger has the spans of the file, whole.
+fn is_what_the_file_says(jaeger: &Jaeger, outcome: &Outcome) {
+    let mut traces: BTreeMap<&str, Vec<&Span>> = BTreeMap::new();
+    for span in &outcome.spans {
+        traces.entry(&span.trace).or_default().push(span);
+    }
+    for (id, spans) in traces {
+        let shown = jaeger.trace(id, spans.len());
+        assert_eq!(shown.len(), spans.len(), "trace {id}");
+        for span in spans {
+            same(span, shown.get(&span.id).unwrap_or_else(|| panic!("{} is not in Jaeger", span.name)));
+        }
+    }
+}
+
+fn same(span: &Span, shown: &JaegerSpan) {
+    let what = format!("{} {}", span.name, span.id);
+    assert_eq!((&shown.name, &shown.trace), (&span.name, &span.trace), "{what}");
+    assert_eq!(shown.parent(), span.parent.as_deref(), "{what}");
+    // Jaeger counts in microseconds.
+    assert_eq!(shown.start, span.start / 1000, "{what}");
+    assert_eq!(shown.duration, (span.end - span.start) / 1000, "{what}");
+    let kind = ["", "internal", "server", "client", "producer", "consumer"][span.kind as usize];
+    assert_eq!(shown.text("span.kind"), Some(kind), "{what}");
+    match &span.status {
+        Status::Error(message) => {
+            assert!(shown.failed(), "{what}");
+            assert_eq!(shown.text("otel.status_description").unwrap_or_default(), message, "{what}");
+        }
+        Status::Ok => assert_eq!(shown.text("otel.status_code"), Some("OK"), "{what}"),
+        Status::Unset => assert_eq!(shown.text("otel.status_code"), None, "{what}"),
+    }
+    for (name, value) in &span.attributes {
+        assert_eq!(shown.tags.get(name), Some(&as_shown(value)), "{what}: {name}");
+    }
+    assert_eq!(shown.logs.len(), span.events.len(), "{what}");
+    for (event, (time, fields)) in span.events.iter().zip(&shown.logs) {
+        assert_eq!((*time, fields.get("event")), (event.time / 1000, Some(&json!(event.name))), "{what}");
+        for (name, value) in &event.attributes {
+            assert_eq!(fields.get(name), Some(&as_shown(value)), "{what}: {} {name}", event.name);
+        }
+    }
+    for (trace, id) in &span.links {
+        let link = ("FOLLOWS_FROM".to_owned(), trace.clone(), id.clone());
+        assert!(shown.references.contains(&link), "{what}: no link to {id} in {:?}", shown.references);
+    }
+    assert_eq!(json!(shown.service), span.resource["service.name"], "{what}");
+    for (name, value) in span.resource.iter().filter(|(name, _)| *name != "service.name") {
+        assert_eq!(shown.process.get(name), Some(&as_shown(value)), "{what}: {name} of the resource");
+    }
+    // Jaeger finds a span without length odd, and makes it a nanosecond long.
+    if span.end > span.start {
+        assert_eq!(shown.warnings, Value::Null, "{what}");
+    }
+}
+
+/// Jaeger has no lists: they are JSON in a text.
+fn as_shown(value: &Value) -> Value {
+    if value.is_array() || value.is_object() { value.to_string().into() } else { value.clone() }
+}
+
+#[test]
+fn exceptions_and_plain_calls_are_visible_in_jaeger() {
+    let Some(jaeger) = Jaeger::shared() else { return };
+    let Some(_alone) = can_trace() else { return };
+    let script = floe_tests::one_of(&[12]).program("shop.py");
+    let probes = ["shop_target:Shop.day", "shop_target:Shop.sell(item=arg(1, 'item'), price=arg(2, 'price'))"];
+    let agent = Agent::new().probes(&probes);
+    let outcome = agent.option("--otlp").option(jaeger.otlp_grpc()).exec(&script);
+    outcome.finished.expect(0);
+    let day = outcome.named("Shop.day").next().unwrap_or_else(|| panic!("no span of Shop.day\n{outcome}"));
+    let shown = jaeger.trace(&day.trace, 4);
+    let sold: Vec<_> = shown.values().filter(|span| span.name == "Shop.sell").collect();
+    assert_eq!(sold.len(), 3);
+    assert!(sold.iter().all(|span| span.parent() == Some(day.id.as_str())));
+    let prices: Vec<_> = sold.iter().filter(|span| !span.failed()).map(|span| &span.tags["price"]).collect();
+    assert!(
+        prices.contains(&&json!(3)) && prices.contains(&&json!(4.5)),
+        "ints and floats stay what they are: {prices:?}"
+    );
+    let failed = sold.iter().find(|span| span.failed()).expect("one failed");
+    let [(_, exception)] = &failed.logs[..] else { panic!("one event: {failed:?}") };
+    assert_eq!(
+        (&exception["event"], &exception["exception.type"], &exception["exception.message"]),
+        (&json!("exception"), &json!("ValueError"), &json!("a price below zero"))
+    );
+    is_what_the_file_says(jaeger, &outcome);
+}
