@@ -7,6 +7,7 @@
 mod agent;
 mod browser;
 pub mod dbt;
+mod fixture;
 mod http;
 mod interpreter;
 mod jaeger;
@@ -16,6 +17,7 @@ mod span;
 
 pub use agent::{Agent, Outcome, Stats, Tracing};
 pub use browser::{Browser, keys};
+pub use fixture::{fixture, programs};
 pub use interpreter::{Interpreter, environments, for_each, interpreters, one_of, refused};
 pub use jaeger::{Jaeger, JaegerSpan};
 pub use run::{Finished, Run, Running};
