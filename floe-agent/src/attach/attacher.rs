@@ -29,13 +29,14 @@ use crate::{
         run_id::{self, RunSources},
     },
     python::{
+        exception,
         identify::{Interpreter, Refusal, locate},
         layout::PyLayout,
         memory::{CachedMemory, ProcessMemory},
         resolve::Resolver,
     },
     trace::ProcessFacts,
-    units::{Epoch, Pid, Tid, UserAddr, boot_now},
+    units::{BootNanos, Epoch, Pid, Tid, UserAddr, boot_now},
 };
 
 /// Where importlib keeps the function that executes a module's source.
@@ -218,6 +219,7 @@ impl Attacher {
             }
             urgent::RECURSION => self.recursion(pid, epoch, UserAddr(record.arg0), wait),
             urgent::STACK_CONFIG => self.stack_config(pid, epoch, record),
+            urgent::EXCEPTION => self.exception(pid, epoch, record, wait),
             urgent::SCAN => self.arm_modules(pid, epoch, Scope::Implementations, wait),
             other => tracing::error!("an urgent record of unknown kind {other}"),
         }
@@ -229,6 +231,28 @@ impl Attacher {
         tracing::debug!("process {pid}: answered urgent record of kind {} after {took} µs", record.kind);
         self.kernel.acknowledge(Tid(record.tid), record.token);
         self.kernel.detach(done_with);
+    }
+
+    /// An exception leaves a call, or comes into an `__exit__`.
+    fn exception(&mut self, pid: Pid, epoch: Epoch, record: &Urgent, wait: Wait) {
+        let Some(info) = self.kernel.process(pid).filter(|info| info.epoch == epoch.0) else { return };
+        let Some(traced) = self.spaces.of(pid, epoch, &info.ancestors) else { return };
+        let cached = CachedMemory::new(&traced.memory);
+        let heap = traced.interpreter.heap(&cached);
+        let read = match record.arg1 {
+            0 => exception::raised(&heap, traced.interpreter.kernel.tstate),
+            arguments => exception::passed(&heap, UserAddr(arguments)),
+        };
+        match read {
+            // What was read after the thread had gone on may not fit together.
+            Ok(Some(exception)) if wait.lasts() => {
+                let (tid, call) = (Tid(record.tid), BootNanos(record.arg0));
+                let news = News::Exception { pid, epoch, tid, call, exception: Box::new(exception) };
+                let _ = self.news.send(news);
+            }
+            Ok(_) => {}
+            Err(error) => tracing::debug!("process {pid}: an exception was not read: {error}"),
+        }
     }
 
     fn verdict(&mut self, pid: Pid, verdict: &'static str, python: Option<String>, reason: Option<String>) {

@@ -279,6 +279,28 @@ fn datetime(payload: &[u8]) -> Option<String> {
     Some(format!("{date} {hour:02}:{minute:02}:{second:02}{micros}{zone}"))
 }
 
+fn eight(payload: &[u8]) -> Option<[u8; 8]> {
+    payload.get(..8)?.try_into().ok()
+}
+
+/// Text in one of CPython's representations (PEP 393). Lone surrogates, which a str may hold, become U+FFFD.
+fn text(kind: u8, payload: &[u8]) -> String {
+    match kind {
+        value::LATIN1 => payload.iter().map(|&b| char::from(b)).collect(),
+        value::UCS2 => payload
+            .chunks_exact(2)
+            .map(|c| char::from_u32(u32::from(u16::from_le_bytes([c[0], c[1]]))).unwrap_or(char::REPLACEMENT_CHARACTER))
+            .collect(),
+        value::UCS4 => payload
+            .chunks_exact(4)
+            .map(|c| {
+                char::from_u32(u32::from_le_bytes([c[0], c[1], c[2], c[3]])).unwrap_or(char::REPLACEMENT_CHARACTER)
+            })
+            .collect(),
+        _ => String::from_utf8_lossy(payload).into_owned(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -337,8 +359,8 @@ mod tests {
     }
 
     /// A list of these items, each the fields that were captured of it.
-    fn list(kind: u8, separator: &[u8; 4], items: &[Vec<u8>], cut: bool) -> Vec<u8> {
-        let mut bytes = field(1, kind, separator);
+    fn list(kind: u8, separator: [u8; 4], items: &[Vec<u8>], cut: bool) -> Vec<u8> {
+        let mut bytes = field(1, kind, &separator);
         for item in items {
             bytes.extend(marker(value::ITEM, false));
             bytes.extend(item);
@@ -361,29 +383,29 @@ mod tests {
         let text = |text: &str| field(1, value::UTF8, text.as_bytes());
         let int = |int: i64| field(1, value::INT, &int.to_le_bytes());
         let ab = [text("a"), text("b")];
-        assert_eq!(decoded(&list(value::LIST, b"\0\0\0\0", &ab, false)), [(Value::List(vec![s("a"), s("b")]), false)]);
-        assert_eq!(decoded(&list(value::LIST, b"\0\0\0\0", &[], false)), [(Value::List(vec![]), false)]);
-        assert_eq!(decoded(&list(value::JOIN, b"/\0\0\0", &ab, false)), [(s("a/b"), false)]);
-        assert_eq!(decoded(&list(value::JOIN, b" -> ", &[text("a"), int(5)], false)), [(s("a -> 5"), false)]);
+        assert_eq!(decoded(&list(value::LIST, *b"\0\0\0\0", &ab, false)), [(Value::List(vec![s("a"), s("b")]), false)]);
+        assert_eq!(decoded(&list(value::LIST, *b"\0\0\0\0", &[], false)), [(Value::List(vec![]), false)]);
+        assert_eq!(decoded(&list(value::JOIN, *b"/\0\0\0", &ab, false)), [(s("a/b"), false)]);
+        assert_eq!(decoded(&list(value::JOIN, *b" -> ", &[text("a"), int(5)], false)), [(s("a -> 5"), false)]);
         let joined = |text: &str| {
             list(
                 value::JOIN,
-                b"/\0\0\0",
+                *b"/\0\0\0",
                 &text.split('/').map(|part| field(1, value::UTF8, part.as_bytes())).collect::<Vec<_>>(),
                 false,
             )
         };
         assert_eq!(
-            decoded(&list(value::LIST, b"\0\0\0\0", &[joined("a/b"), joined("c")], false)),
+            decoded(&list(value::LIST, *b"\0\0\0\0", &[joined("a/b"), joined("c")], false)),
             [(Value::List(vec![s("a/b"), s("c")]), false)]
         );
         let entries = [[text("k"), int(1)].concat(), [text("l"), text("x")].concat()];
         assert_eq!(
-            decoded(&list(value::MAP, b"\0\0\0\0", &entries, false)),
+            decoded(&list(value::MAP, *b"\0\0\0\0", &entries, false)),
             [(Value::Map(vec![("k".into(), Value::Int(1)), ("l".into(), s("x"))]), false)]
         );
         // What comes behind is not part of it.
-        let behind = [list(value::LIST, b"\0\0\0\0", &ab[..1], false), int(7)].concat();
+        let behind = [list(value::LIST, *b"\0\0\0\0", &ab[..1], false), int(7)].concat();
         assert_eq!(decoded(&behind), [(Value::List(vec![s("a")]), false), (Value::Int(7), false)]);
     }
 
@@ -391,25 +413,25 @@ mod tests {
     fn what_is_missing_in_a_list_is_marked_and_a_text_with_a_missing_part_is_absent() {
         let text = |text: &str| field(1, value::UTF8, text.as_bytes());
         let gap = [text("a"), vec![], text("b")];
-        assert_eq!(decoded(&list(value::LIST, b"\0\0\0\0", &gap, false)), [(Value::List(vec![s("a"), s("b")]), true)]);
-        assert_eq!(decoded(&list(value::JOIN, b"/\0\0\0", &gap, false)), []);
-        assert_eq!(decoded(&list(value::RAW_PATH, b"\0\0\0\0", &gap, false)), []);
-        assert_eq!(decoded(&list(value::LIST, b"\0\0\0\0", &gap[..1], true)), [(Value::List(vec![s("a")]), true)]);
+        assert_eq!(decoded(&list(value::LIST, *b"\0\0\0\0", &gap, false)), [(Value::List(vec![s("a"), s("b")]), true)]);
+        assert_eq!(decoded(&list(value::JOIN, *b"/\0\0\0", &gap, false)), []);
+        assert_eq!(decoded(&list(value::RAW_PATH, *b"\0\0\0\0", &gap, false)), []);
+        assert_eq!(decoded(&list(value::LIST, *b"\0\0\0\0", &gap[..1], true)), [(Value::List(vec![s("a")]), true)]);
         // The record was full before the list ended.
-        let mut open = list(value::LIST, b"\0\0\0\0", &gap[..1], false);
+        let mut open = list(value::LIST, *b"\0\0\0\0", &gap[..1], false);
         open.truncate(open.len() - size_of::<Field>());
         assert_eq!(decoded(&open), [(Value::List(vec![s("a")]), true)]);
         let cut = Field { field: 1, kind: value::UTF8, cut: 1, reserved: 0, len: 4 };
         let long = [bytemuck::bytes_of(&cut), b"long"].concat();
         let beginning = Value::Str { text: "long".into(), cut: true };
         assert_eq!(
-            decoded(&list(value::LIST, b"\0\0\0\0", &[long.clone()], false)),
+            decoded(&list(value::LIST, *b"\0\0\0\0", std::slice::from_ref(&long), false)),
             [(Value::List(vec![beginning]), true)]
         );
         // A dict's entry without a text as key, or without its value.
         let entries = [[field(1, value::INT, &[0; 8]), text("x")].concat(), text("k"), [text("l"), text("y")].concat()];
         assert_eq!(
-            decoded(&list(value::MAP, b"\0\0\0\0", &entries, false)),
+            decoded(&list(value::MAP, *b"\0\0\0\0", &entries, false)),
             [(Value::Map(vec![("l".into(), s("y"))]), true)]
         );
     }
@@ -464,9 +486,9 @@ mod tests {
 
     #[test]
     fn no_cut_of_a_record_makes_the_decoder_panic() {
-        let inner = list(value::JOIN, b"/\0\0\0", &[field(1, value::UTF8, b"x")], false);
+        let inner = list(value::JOIN, *b"/\0\0\0", &[field(1, value::UTF8, b"x")], false);
         let mut fields = field(0, value::UTF8, b"some text");
-        fields.extend(list(value::LIST, b"\0\0\0\0", &[inner], true));
+        fields.extend(list(value::LIST, *b"\0\0\0\0", &[inner], true));
         fields.extend(field(2, value::UUID, &[7; 20]));
         fields.extend(field(3, value::DATETIME, &[7; 16]));
         let bytes = record(&fields);

@@ -336,6 +336,16 @@ pub struct ExceptionLayout {
     pub args: u64,
     /// `PyBaseExceptionObject.traceback`
     pub traceback: u64,
+    /// `PyBaseExceptionObject.context`
+    pub context: u64,
+    /// `PyBaseExceptionObject.cause`
+    pub cause: u64,
+    /// `PyBaseExceptionObject.suppress_context`, a char.
+    pub suppress_context: u64,
+    /// `sizeof(PyBaseExceptionObject)`: where the fields of subclasses begin.
+    pub fields: u64,
+    /// Exceptions can have `__notes__` (3.11 on).
+    pub notes: bool,
     /// `PyTracebackObject.tb_next`
     pub tb_next: u64,
     /// `PyTracebackObject.tb_frame`
@@ -344,6 +354,10 @@ pub struct ExceptionLayout {
     pub tb_lasti: u64,
     /// `PyTracebackObject.tb_lineno`, an i32; -1 where it has not been computed (3.12 on).
     pub tb_lineno: u64,
+    /// `PyFrameObject.f_frame` (3.11 on).
+    pub frame_inner: Option<u64>,
+    /// `PyFrameObject.f_code`, `_PyInterpreterFrame.f_code`, or `f_executable` (3.13 on).
+    pub frame_code: u64,
 }
 
 /// All offsets of one CPython minor.
@@ -475,7 +489,21 @@ const V3_8: PyLayout = PyLayout {
         tuple_items: 24,
         list_items: 24,
     },
-    exception: ExceptionLayout { args: 24, traceback: 32, tb_next: 16, tb_frame: 24, tb_lasti: 32, tb_lineno: 36 },
+    exception: ExceptionLayout {
+        args: 24,
+        traceback: 32,
+        context: 40,
+        cause: 48,
+        suppress_context: 56,
+        fields: 64,
+        notes: false,
+        tb_next: 16,
+        tb_frame: 24,
+        tb_lasti: 32,
+        tb_lineno: 36,
+        frame_inner: None,
+        frame_code: 32,
+    },
     thread: ThreadLayout {
         next: 8,
         interp: 16,
@@ -568,7 +596,16 @@ const V3_11: PyLayout = PyLayout {
         ..V3_10.dict
     },
     instance: InstanceStyle::ValuesAndDict,
-    exception: ExceptionLayout { traceback: 40, ..V3_10.exception },
+    exception: ExceptionLayout {
+        traceback: 40,
+        context: 48,
+        cause: 56,
+        suppress_context: 64,
+        fields: 72,
+        notes: true,
+        frame_inner: Some(24),
+        ..V3_10.exception
+    },
     thread: ThreadLayout {
         exception_type: Some(96),
         exception: 104,
@@ -606,6 +643,7 @@ const V3_12: PyLayout = PyLayout {
     int: IntStyle::LvTag,
     instance: InstanceStyle::Tagged,
     type_: TypeLayout { qualname: 872, cached_keys: 880, version_needs_flag: false, ..V3_11.type_ },
+    exception: ExceptionLayout { frame_code: 0, ..V3_11.exception },
     thread: ThreadLayout {
         exception_type: None,
         exception: 96,
@@ -829,6 +867,10 @@ mod tests {
             "PyWeakReference.wr_object": l.small.weakref_object,
             "PyBaseExceptionObject.args": l.exception.args,
             "PyBaseExceptionObject.traceback": l.exception.traceback,
+            "PyBaseExceptionObject.context": l.exception.context,
+            "PyBaseExceptionObject.cause": l.exception.cause,
+            "PyBaseExceptionObject.suppress_context": l.exception.suppress_context,
+            "sizeof.PyBaseExceptionObject": l.exception.fields,
             "PyTracebackObject.tb_next": l.exception.tb_next,
             "PyTracebackObject.tb_frame": l.exception.tb_frame,
             "PyTracebackObject.tb_lasti": l.exception.tb_lasti,

@@ -196,6 +196,11 @@ impl<'m> Heap<'m> {
         Ok(self.mem.read_u64(type_.offset(self.layout.type_.flags))?)
     }
 
+    /// Whether the type of the object has one of these flags.
+    pub fn has_flag(&self, object: UserAddr, flags: u64) -> Result<bool> {
+        Ok(self.flags_of(object)? & flags != 0)
+    }
+
     fn expect_flag(&self, object: UserAddr, flag: u64, wanted: &'static str) -> Result<()> {
         if self.flags_of(object)? & flag == 0 {
             return Err(ObjectError::NotA { wanted, addr: object });

@@ -129,6 +129,10 @@ int main(void) {
 
     AT(PyBaseExceptionObject, args);
     AT(PyBaseExceptionObject, traceback);
+    AT(PyBaseExceptionObject, context);
+    AT(PyBaseExceptionObject, cause);
+    AT(PyBaseExceptionObject, suppress_context);
+    SIZE(PyBaseExceptionObject);
     AT(PyTracebackObject, tb_next);
     AT(PyTracebackObject, tb_frame);
     AT(PyTracebackObject, tb_lasti);

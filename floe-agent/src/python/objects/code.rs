@@ -112,6 +112,21 @@ impl Heap<'_> {
         self.name(self.ptr(object, self.layout.code.name)?)
     }
 
+    /// File and name of a code object.
+    pub fn code_place(&self, object: UserAddr) -> Result<(String, String)> {
+        self.expect_type(object, self.types.code, "code object")?;
+        let l = &self.layout.code;
+        Ok((self.name(self.ptr(object, l.filename)?)?, self.name(self.ptr(object, l.name)?)?))
+    }
+
+    /// The first line of a code object, and its table of lines, of at most `limit` bytes.
+    pub fn code_lines(&self, object: UserAddr, limit: usize) -> Result<(i32, Vec<u8>)> {
+        self.expect_type(object, self.types.code, "code object")?;
+        let l = &self.layout.code;
+        let table = self.bytes(self.ptr(object, l.linetable)?, limit)?;
+        Ok((self.mem.read_i32(object.offset(l.firstlineno))?, table))
+    }
+
     /// The names of a function's arguments, `*args` and `**kwargs` left out: positional ones first.
     pub fn argument_names(&self, code: &Code) -> Result<Vec<String>> {
         let names = self.tuple(code.varnames)?;
