@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::env;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -69,6 +70,88 @@ fn the_other_supported_versions_of_dbt_are_traced() {
     }
 }
 
+#[test]
+fn nodes_have_their_phases_statements_and_links() {
+    let Some(_alone) = can_trace() else { return };
+    let Some(bin) = environment() else { return };
+    let oldest = other_environments().into_iter().next();
+    for bin in oldest.into_iter().chain([bin]) {
+        let project = Project::copy();
+        let words = ["build", "--log-format-file", "json", "--log-level-file", "debug", "--vars", "sql_error: true"];
+        let outcome = Agent::with_packs().limit(Duration::from_mins(3)).exec(&project.dbt(&bin, &words));
+        outcome.finished.expect(1);
+        check(&project, &outcome, "build");
+        let mut wrong = Vec::new();
+        parts(&project, &outcome, &mut wrong);
+        statements(&project, &outcome, &mut wrong);
+        assert!(wrong.is_empty(), "the spans are not what dbt wrote:\n  {}\n{outcome}", wrong.join("\n  "));
+    }
+}
+
+/// The phases of nodes and the links between nodes: dbt's results and its manifest.
+fn parts(project: &Project, outcome: &Outcome, wrong: &mut Vec<String>) {
+    let (results, manifest) = (project.artifact("run_results.json"), project.artifact("manifest.json"));
+    let node = |id: &str| outcome.with("dbt.model_name").find(|span| span.text("dbt.unique_id") == Some(id));
+    for result in results["results"].as_array().expect("dbt writes results") {
+        let id = result["unique_id"].as_str().expect("dbt writes ids");
+        let Some(span) = node(id) else { continue };
+        let said: Vec<_> =
+            result["timing"].as_array().into_iter().flatten().filter_map(|t| t["name"].as_str()).collect();
+        let phases = outcome.with("dbt.phase").filter(|phase| phase.parent.as_deref() == Some(&span.id));
+        let phases: Vec<_> = phases.filter_map(|phase| phase.text("dbt.phase")).collect();
+        if phases != said && !id.starts_with("operation.") {
+            wrong.push(format!("{id}: the phases are {phases:?}, dbt says {said:?}"));
+        }
+        let depends =
+            ["nodes", "unit_tests"].iter().find_map(|group| manifest[group][id]["depends_on"]["nodes"].as_array());
+        // Ephemeral models have no span, and what is a source of data neither.
+        let upstream =
+            depends.into_iter().flatten().filter_map(|other| node(other.as_str()?)).map(|span| span.id.clone());
+        let (upstream, linked): (BTreeSet<_>, BTreeSet<_>) =
+            (upstream.collect(), span.links.iter().map(|(_, id)| id.clone()).collect());
+        if upstream != linked && !id.starts_with("operation.") {
+            wrong.push(format!("{id}: it links to {linked:?}, not to {upstream:?}"));
+        }
+        if result["status"] == "error" {
+            let event = span.events.iter().find(|event| event.name == "exception");
+            let message = event.and_then(|event| event.attributes["exception.message"].as_str()).unwrap_or_default();
+            if message.is_empty() || !result["message"].as_str().unwrap_or_default().contains(message.trim()) {
+                wrong.push(format!("{id}: its exception is {event:?}, dbt's message is {}", result["message"]));
+            }
+        }
+    }
+}
+
+/// Every statement that dbt logs, and no other.
+fn statements(project: &Project, outcome: &Outcome, wrong: &mut Vec<String>) {
+    let log = fs::read_to_string(project.path().join("logs/dbt.log")).expect("dbt writes a log");
+    let log = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let mut said: Vec<String> = log
+        .filter(|line| line["info"]["name"] == "SQLQuery")
+        .map(|line| line["data"]["sql"].as_str().unwrap_or_default().trim().chars().take(400).collect())
+        .collect();
+    for span in outcome.with("db.query.text") {
+        let query = span.text("db.query.text").unwrap_or_default();
+        let begin: String = query.trim().chars().take(400).collect();
+        match said.iter().position(|said| *said == begin) {
+            Some(at) => drop(said.swap_remove(at)),
+            None => wrong.push(format!("dbt does not log `{begin}`")),
+        }
+        let cut = span.get("floe.truncated").is_some();
+        if query.len() > 4096 || (query.len() > 4000) != cut {
+            wrong.push(format!("{} characters, cut: {cut}", query.len()));
+        }
+        if span.text("db.system.name") != Some("duckdb") || span.kind != 3 {
+            wrong.push(format!("{begin}: {:?}, kind {}", span.get("db.system.name"), span.kind));
+        }
+        let first = query.rsplit("*/").next().unwrap_or_default().split_whitespace().next().unwrap_or_default();
+        if span.text("db.operation.name") != Some(first.trim_start_matches('(').to_uppercase().as_str()) {
+            wrong.push(format!("{begin}: the operation is {:?}", span.get("db.operation.name")));
+        }
+    }
+    wrong.extend(said.iter().map(|statement| format!("no span of `{statement}`")));
+}
+
 fn in_main_environment(words: &[&str], code: i32) {
     let Some(_alone) = can_trace() else { return };
     let Some(bin) = environment() else { return };
@@ -116,7 +199,7 @@ fn check(project: &Project, outcome: &Outcome, command: &str) {
     }
 
     let mut spans: BTreeMap<&str, Vec<&Span>> = BTreeMap::new();
-    for span in outcome.with("dbt.unique_id") {
+    for span in outcome.with("dbt.model_name") {
         spans.entry(span.text("dbt.unique_id").unwrap_or_default()).or_default().push(span);
     }
     for result in results["results"].as_array().expect("dbt writes results") {

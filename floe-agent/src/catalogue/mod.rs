@@ -24,8 +24,12 @@ pub use probe::{Attribute, Kind, Moment, Probe, Role, SpanRef, SpanRule, StatusR
 use crate::units::ProbeId;
 
 /// The packs in the binary: file name and text.
-const EMBEDDED: &[(&str, &str)] =
-    &[("packs/dbt.yaml", include_str!("packs/dbt.yaml")), ("packs/logging.yaml", include_str!("packs/logging.yaml"))];
+const EMBEDDED: &[(&str, &str)] = &[
+    ("packs/dbt.yaml", include_str!("packs/dbt.yaml")),
+    ("packs/dagster.yaml", include_str!("packs/dagster.yaml")),
+    ("packs/floe.yaml", include_str!("packs/floe.yaml")),
+    ("packs/logging.yaml", include_str!("packs/logging.yaml")),
+];
 
 /// The pack name of probes that come from the command line.
 pub const COMMAND_LINE: &str = "command line";
@@ -310,10 +314,10 @@ mod tests {
     fn a_file_adds_a_pack_or_replaces_one() {
         let yaml = "pack: NAME\nprobes:\n  - {name: f, target: \"m:f\", span: {name: f}}\n";
         let added = load(&yaml.replace("NAME", "mine"), &["m:g(x=arg0)"]).unwrap();
-        assert!(added.packs().iter().map(|pack| pack.name.as_str()).eq(["dbt", "mine"]));
+        assert!(added.packs().iter().map(|pack| pack.name.as_str()).eq(["dbt", "dagster", "floe", "mine"]));
         assert_eq!(added.probes().last().unwrap().pack, COMMAND_LINE);
         let replaced = load(&yaml.replace("NAME", "dbt"), &[]).unwrap();
-        assert_eq!(replaced.probes().len(), 1);
+        assert_eq!(replaced.probes().iter().filter(|probe| probe.pack == "dbt").count(), 1);
     }
 
     #[test]
@@ -364,8 +368,9 @@ mod tests {
         assert_eq!((exit.kind, exit.target.module.as_str()), (Kind::ContextExit, "contextlib"));
         let id = ProbeId(catalogue.probes().len() as u32 - 1);
         assert!(catalogue.fields(id, Moment::Enter).iter().any(|name| name.as_str() == plan::EXCEPTION_TYPE));
-        let plain = yaml.replace("contextmanager", "call");
-        assert!(load(&plain, &[]).unwrap().probes().iter().all(|probe| probe.kind != Kind::ContextExit));
+        let plain = ("p.yaml".to_owned(), yaml.replace("contextmanager", "call"));
+        let Loaded { catalogue, .. } = Catalogue::of_texts(&[plain], &[]).unwrap();
+        assert!(catalogue.probes().iter().all(|probe| probe.kind != Kind::ContextExit));
     }
 
     /// The mistakes that a validator with only the schema finds: unknown keys, missing keys, wrong types.
@@ -462,7 +467,8 @@ mod tests {
         let yaml =
             "pack: p\nprobes:\n  - {name: x, kind: pair, target: \"m:a\", span: {name: x}, end: [{target: \"m:b\"}]}\n";
         let catalogue = load(yaml, &[]).unwrap();
-        let Kind::PairEnd { begin } = catalogue.probes().last().unwrap().kind else { panic!() };
+        let end = catalogue.probes().iter().rfind(|probe| matches!(probe.kind, Kind::PairEnd { .. })).unwrap();
+        let Kind::PairEnd { begin } = end.kind else { panic!() };
         assert_eq!(catalogue.probe(begin).unwrap().target.to_string(), "m:a");
     }
 

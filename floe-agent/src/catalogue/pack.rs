@@ -663,7 +663,7 @@ impl Reader<'_> {
                     Source::Computed(from) => {
                         let named: Vec<&str> = match &from {
                             Formula::Const(_) => Vec::new(),
-                            Formula::Only(attribute) => vec![attribute],
+                            Formula::Only(attribute) | Formula::SqlOperation(attribute) => vec![attribute],
                             Formula::Template { template, .. } => template.attributes().collect(),
                         };
                         self.names.extend(named.into_iter().map(|attribute| Named {
@@ -769,19 +769,20 @@ enum Source {
 }
 
 fn source_of(source: &SourceYaml) -> Result<Source, String> {
-    let SourceYaml { path, at, max, values: _, constant, template, only, add } = source;
+    let SourceYaml { path, at, max, values: _, constant, template, only, sql_operation, add } = source;
     if add.is_some() && template.is_none() {
         return Err("`add` is expected only with `template`".to_owned());
     }
-    let text = match (path, constant, template, only) {
-        (Some(path), None, None, None) => path,
-        (None, Some(Scalar(value)), None, None) => return Ok(Source::Computed(Formula::Const(value.clone()))),
-        (None, None, None, Some(name)) => return Ok(Source::Computed(Formula::Only(name.clone()))),
-        (None, None, Some(text), None) => {
+    let text = match (path, constant, template, only, sql_operation) {
+        (Some(path), None, None, None, None) => path,
+        (None, Some(Scalar(value)), None, None, None) => return Ok(Source::Computed(Formula::Const(value.clone()))),
+        (None, None, None, Some(name), None) => return Ok(Source::Computed(Formula::Only(name.clone()))),
+        (None, None, None, None, Some(name)) => return Ok(Source::Computed(Formula::SqlOperation(name.clone()))),
+        (None, None, Some(text), None, None) => {
             let template = Template::parse(text).map_err(|error| error.to_string())?;
             return Ok(Source::Computed(Formula::Template { template, add: add.unwrap_or(0) }));
         }
-        _ => return Err("expected one of `path`, `const`, `template` and `only`".to_owned()),
+        _ => return Err("expected one of `path`, `const`, `template`, `only` and `sql_operation`".to_owned()),
     };
     let path = Path::parse(text).map_err(|error| error.to_string())?;
     let at = match at {
@@ -810,7 +811,7 @@ probes:
     attributes:
       _event: {path: arg0.kind, values: {OPEN: open, "*": null}}
       shop.order: arg0.order
-      shop.channel: [{const: web}, {only: shop.order}, {template: "{shop.order}/{_event}"}, arg0.channel]
+      shop.channel: [{const: web}, {only: shop.order}, {sql_operation: shop.order}, {template: "{shop.order}/{_event}"}, arg0.channel]
     rules:
       - when: {_event: [open]}
         begin: {id: order, name: ["{shop.channel}: {shop.order}", "order {shop.order}"], key: "{shop.order}", role: command, kind: consumer}
@@ -917,7 +918,7 @@ probes:
             (
                 "max: 16",
                 "maxi: 16",
-                "unknown field `maxi`, expected one of path, at, max, values, const, template, only, add",
+                "unknown field `maxi`, expected one of path, at, max, values, const, template, only, sql_operation, add",
             ),
             ("max: 16", "at: enter", "`return.total` does not exist at enter"),
             ("shop.total:", "exception.type:", "attribute `exception.type`: the agent sets this one itself"),
@@ -996,7 +997,11 @@ probes:
                 "arg0.attempt",
                 "attribute `shop.attempt`: expected `const` or `template`",
             ),
-            ("{const: web}", "{const: web, path: arg0}", "expected one of `path`, `const`, `template` and `only`"),
+            (
+                "{const: web}",
+                "{const: web, path: arg0}",
+                "expected one of `path`, `const`, `template`, `only` and `sql_operation`",
+            ),
             ("{only: shop.order}", "{only: shop.x}", "attribute `shop.channel` names the attribute `shop.x`"),
             ("{const: web}", "{const: web, add: 1}", "`add` is expected only with `template`"),
             ("name: _key", "name: _kee", "`dynamic` names the attribute `_kee`"),

@@ -199,6 +199,8 @@ pub enum Formula {
     Const(Value),
     /// The item of this attribute, if it is a list of one.
     Only(String),
+    /// The first word of the SQL statement in this attribute.
+    SqlOperation(String),
     /// A text, if every attribute in it is there. A template that is one attribute keeps the type of its value.
     Template {
         /// The text.

@@ -374,6 +374,8 @@ pub(super) struct SourceYaml {
     pub(super) template: Option<String>,
     /// The item of this attribute, where no path gave a value and it is a list of one.
     pub(super) only: Option<String>,
+    /// The first word of the SQL statement in this attribute, where no path gave a value.
+    pub(super) sql_operation: Option<String>,
     /// An integer to add to the integer that the template gives.
     pub(super) add: Option<i64>,
 }

@@ -150,6 +150,7 @@ impl Values {
                     [only] => Some(Value::from(only.clone())),
                     _ => None,
                 },
+                Formula::SqlOperation(name) => self.text(name).and_then(|sql| operation(&sql)).map(Value::from),
                 Formula::Template { template, add } => match template.single(|name| self.text(name)) {
                     Some(single) => self.get(&single).cloned(),
                     None => template.render_complete(|name| self.text(name)).map(Value::from),
@@ -164,6 +165,23 @@ impl Values {
             }
         }
     }
+}
+
+/// What an SQL statement begins with, behind comments and parentheses, in capitals.
+fn operation(sql: &str) -> Option<String> {
+    let mut rest = sql;
+    loop {
+        rest = rest.trim_start_matches(|c: char| c.is_whitespace() || matches!(c, '(' | ';'));
+        rest = if let Some(comment) = rest.strip_prefix("/*") {
+            comment.split_once("*/")?.1
+        } else if let Some(comment) = rest.strip_prefix("--") {
+            comment.split_once('\n')?.1
+        } else {
+            break;
+        };
+    }
+    let word: String = rest.chars().take_while(|c| c.is_ascii_alphabetic() || *c == '_').collect();
+    (!word.is_empty() && word.len() <= 32).then(|| word.to_ascii_uppercase())
 }
 
 /// Adds to an integer; nothing can be added to anything else.
@@ -222,5 +240,26 @@ pub(super) fn texts(value: &Value) -> Vec<String> {
         Value::Array(Array::F64(items)) => items.iter().map(ToString::to_string).collect(),
         Value::Array(Array::Bool(items)) => items.iter().map(ToString::to_string).collect(),
         value => vec![value.as_str().into_owned()],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::operation;
+
+    #[test]
+    fn a_statement_begins_behind_comments_and_parentheses() {
+        for (sql, expected) in [
+            ("BEGIN", Some("BEGIN")),
+            ("/* {\"app\": \"dbt\"} */\n\n  create or replace view x as (select 1)", Some("CREATE")),
+            ("-- first\n/* second */ ((select 1) union (select 2))", Some("SELECT")),
+            ("with a as (select 1) select * from a", Some("WITH")),
+            ("/* cut off", None),
+            ("-- cut off", None),
+            ("", None),
+            ("42", None),
+        ] {
+            assert_eq!(operation(sql).as_deref(), expected, "{sql}");
+        }
     }
 }

@@ -1,0 +1,440 @@
+//! A real Dagster code location: the spans are what Dagster's own event log says about its runs.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use floe_tests::{Agent, Outcome, Run, Span, Status, can_trace, fixture, programs, say};
+use rustix::process::Signal;
+use serde_json::Value;
+use tempfile::TempDir;
+
+const LIMIT: Duration = Duration::from_mins(5);
+/// The classes of the fixture's I/O managers, by their resource keys.
+const MANAGERS: [(&str, &str); 5] = [
+    ("io_manager", "PickledObjectFilesystemIOManager"),
+    ("plain", "PlainManager"),
+    ("json", "JsonManager"),
+    ("text", "TextManager"),
+    ("lost", "LostManager"),
+];
+const FAILURES: [&str; 2] = ["STEP_FAILURE", "STEP_UP_FOR_RETRY"];
+
+/// A Dagster instance with the code of the fixture.
+struct Instance {
+    folder: TempDir,
+    bin: PathBuf,
+}
+
+impl Instance {
+    fn new(bin: &Path) -> Self {
+        Self { folder: fixture("dagster"), bin: bin.to_owned() }
+    }
+
+    fn command(&self, program: &str, words: &[&str]) -> Run {
+        let path = self.folder.path();
+        let run = Run::new(self.bin.join(program)).args(words).folder(path).limit(LIMIT);
+        run.variable("DAGSTER_HOME", path).variable("SHOP_STATE", path)
+    }
+
+    fn traced(&self, words: &[&str], code: i32) -> Outcome {
+        let outcome = Agent::with_packs().limit(LIMIT).exec(&self.command("dagster", words));
+        outcome.finished.expect(code);
+        outcome.nothing_lost();
+        let took = outcome.finished.took.as_secs_f64();
+        say(&format!("dagster {}: {} spans, {took:.0} s", words.join(" "), outcome.spans.len()));
+        outcome
+    }
+
+    /// What Dagster recorded.
+    fn recorded(&self) -> Value {
+        let text = self.command("python", &["event_log.py"]).run().expect(0);
+        serde_json::from_str(&text).expect("the script prints JSON")
+    }
+
+    /// Runs a job under the agent, and compares.
+    fn job(&self, job: &str, code: i32) -> (Outcome, Value) {
+        let outcome = self.traced(&["job", "execute", "-f", "shop.py", "-j", job], code);
+        let run = self.compare(&outcome);
+        assert_eq!(run["job"], job);
+        (outcome, run)
+    }
+
+    /// Compares the spans of the newest run with what Dagster recorded of it.
+    #[track_caller]
+    fn compare(&self, outcome: &Outcome) -> Value {
+        let run = self.recorded()["runs"][0].clone();
+        let mut wrong = Vec::new();
+        compare(outcome, &run, &mut wrong);
+        assert!(wrong.is_empty(), "the spans are not Dagster's events:\n  {}\n{outcome}", wrong.join("\n  "));
+        run
+    }
+}
+
+fn text<'a>(value: &'a Value, name: &str) -> &'a str {
+    value[name].as_str().unwrap_or_default()
+}
+
+fn is_error(span: &Span) -> bool {
+    matches!(span.status, Status::Error(_))
+}
+
+/// Compares the spans of a run with its events.
+fn compare(outcome: &Outcome, run: &Value, wrong: &mut Vec<String>) {
+    let id = text(run, "run_id");
+    let spans: Vec<&Span> = outcome.spans.iter().filter(|span| span.text("dagster.run_id") == Some(id)).collect();
+    for span in &spans {
+        if span.get("floe.incomplete").is_some() {
+            wrong.push(format!("{}: incomplete", span.name));
+        }
+        if span.trace != spans[0].trace {
+            wrong.push(format!("{}: it is in another trace", span.name));
+        }
+    }
+    let events = run["events"].as_array().expect("a list");
+    let of_type =
+        |kinds: &'static [&'static str]| events.iter().filter(move |event| kinds.contains(&text(event, "type")));
+
+    let named = format!("dagster.run.{}", text(run, "job"));
+    let [root] = spans.iter().filter(|span| span.name == named).collect::<Vec<_>>()[..] else {
+        wrong.push(format!("no span, or several, `{named}`"));
+        return;
+    };
+    if is_error(root) != (run["status"] == "FAILURE") {
+        wrong.push(format!("the run's status is {:?}, Dagster's is {}", root.status, run["status"]));
+    }
+    let reason = of_type(&["PIPELINE_FAILURE"]).next().map(|event| text(event, "failure_reason"));
+    if root.text("dagster.failure_reason") != reason {
+        wrong.push(format!("the reason is {:?}, not {reason:?}", root.get("dagster.failure_reason")));
+    }
+    if root.get("dagster.partition_key") != run["tags"].get("dagster/partition") {
+        wrong.push(format!("the run's partition is {:?}", root.get("dagster.partition_key")));
+    }
+
+    compare_steps(&spans, root, run, wrong);
+
+    // I/O managers: one span for what was written and read, with the class of the manager.
+    for (kind, name, what) in [
+        ("HANDLED_OUTPUT", "dagster.io_manager.handle_output", "output_name"),
+        ("LOADED_INPUT", "dagster.io_manager.load_input", "input_name"),
+    ] {
+        for event in events.iter().filter(|event| event["type"] == kind) {
+            let attribute = format!("dagster.{what}");
+            let found = spans.iter().filter(|span| {
+                span.name == name
+                    && span.get("dagster.step_key") == Some(&event["step"])
+                    && span.get(&attribute) == Some(&event[what])
+                    && !is_error(span)
+            });
+            let [span] = found.collect::<Vec<_>>()[..] else {
+                wrong.push(format!("{kind} of {}: no span, or several", event["step"]));
+                continue;
+            };
+            let class = MANAGERS.iter().find(|(key, _)| event["manager_key"] == *key).map(|(_, class)| *class);
+            if span.text("dagster.io_manager") != class {
+                wrong.push(format!("{kind} of {}: the manager is {:?}", event["step"], span.get("dagster.io_manager")));
+            }
+            if kind == "LOADED_INPUT" && span.get("dagster.upstream.step_key") != Some(&event["upstream_step_key"]) {
+                wrong.push(format!(
+                    "{kind} of {}: upstream is {:?}",
+                    event["step"],
+                    span.get("dagster.upstream.step_key")
+                ));
+            }
+        }
+    }
+
+    // Resources.
+    let made = spans.iter().filter(|span| span.name == "dagster.resources.init");
+    let (failed, well): (Vec<&Span>, Vec<&Span>) = made.copied().partition(|span| is_error(span));
+    let count = |kinds| of_type(kinds).count();
+    if (well.len(), failed.len()) != (count(&["RESOURCE_INIT_SUCCESS"]), count(&["RESOURCE_INIT_FAILURE"])) {
+        wrong.push(format!("{} and {} spans of resources", well.len(), failed.len()));
+    }
+
+    // Asset checks.
+    let mut checks: Vec<_> = spans.iter().filter(|span| span.get("dagster.asset_check.name").is_some()).collect();
+    for event in of_type(&["ASSET_CHECK_EVALUATION"]) {
+        let is_it = |span: &&&Span| {
+            span.get("dagster.asset_check.name") == Some(&event["check_name"])
+                && span.get("dagster.asset_check.asset_key") == Some(&event["asset_key"])
+        };
+        let Some(at) = checks.iter().position(|span| is_it(&span)) else {
+            wrong.push(format!("no span of the check {}", event["check_name"]));
+            continue;
+        };
+        let span = checks.remove(at);
+        for (attribute, value) in [("passed", "passed"), ("severity", "severity")] {
+            if span.get(&format!("dagster.asset_check.{attribute}")) != Some(&event[value]) {
+                wrong.push(format!("{}: {attribute} is not {}", span.name, event[value]));
+            }
+        }
+    }
+    wrong.extend(checks.iter().map(|span| format!("{}: Dagster knows no such check", span.name)));
+}
+
+/// Compares the spans of steps, of what they compute and of what they materialise.
+fn compare_steps(spans: &[&Span], root: &Span, run: &Value, wrong: &mut Vec<String>) {
+    let mut steps: Vec<_> = spans.iter().filter(|span| span.name.starts_with("dagster.step.")).collect();
+    let mut attempts: BTreeMap<&str, i64> = BTreeMap::new();
+    let events = run["events"].as_array().expect("a list");
+    for (number, begin) in events.iter().enumerate() {
+        let key = text(begin, "step");
+        if text(begin, "type") == "STEP_SKIPPED" {
+            let found = steps.iter().position(|span| span.text("dagster.step_key") == Some(key));
+            let skipped = found.map(|at| steps.remove(at));
+            if skipped.and_then(|span| span.text("dagster.step_status")) != Some("STEP_SKIPPED") {
+                wrong.push(format!("{key}: was skipped, the span is {skipped:?}"));
+            }
+            continue;
+        }
+        if !["STEP_START", "STEP_RESTARTED"].contains(&text(begin, "type")) {
+            continue;
+        }
+        let attempt = attempts.entry(key).and_modify(|attempt| *attempt += 1).or_insert(1);
+        let of_step = |event: &&Value| event["step"] == key;
+        let end = events[number + 1..]
+            .iter()
+            .filter(of_step)
+            .find(|event| ["STEP_SUCCESS", "STEP_FAILURE", "STEP_UP_FOR_RETRY"].contains(&text(event, "type")));
+        let Some(end) = end else {
+            wrong.push(format!("{key}: Dagster recorded no end"));
+            continue;
+        };
+        let outcome = text(end, "type");
+        let is_it =
+            |span: &&&Span| span.text("dagster.step_key") == Some(key) && span.int("dagster.attempt") == Some(*attempt);
+        let Some(at) = steps.iter().position(|span| is_it(&span)) else {
+            wrong.push(format!("{key}: no span of attempt {attempt}"));
+            continue;
+        };
+        let step = steps.remove(at);
+        if step.text("dagster.step_status") != Some(outcome) || is_error(step) != FAILURES.contains(&outcome) {
+            wrong.push(format!("{key}: it ended with {outcome}, the span is {step:?}"));
+        }
+        if step.parent.as_deref() != Some(&root.id) {
+            wrong.push(format!("{key}: its parent is not the run"));
+        }
+        if step.int("dagster.duration_ms").is_none() && step.get("dagster.duration_ms") != end.get("duration_ms") {
+            wrong.push(format!(
+                "{key}: the duration is {:?}, not {:?}",
+                step.get("dagster.duration_ms"),
+                end.get("duration_ms")
+            ));
+        }
+        if step.get("dagster.seconds_to_wait") != end.get("seconds_to_wait") {
+            wrong.push(format!("{key}: the wait is {:?}", step.get("dagster.seconds_to_wait")));
+        }
+        // Dagster takes the time after its own work for the event.
+        let (began, said) = (step.start as f64 / 1e9, begin["time"].as_f64().expect("a time"));
+        if began > said + 0.005 || began < said - 1.0 {
+            wrong.push(format!("{key}: began at {began}, Dagster says {said}"));
+        }
+        if let Some(error) = end.get("error") {
+            // The user's exception is the cause of Dagster's.
+            let error = error.get("cause").filter(|cause| cause.is_object()).unwrap_or(error);
+            compare_exception(step, error, wrong);
+        }
+        let computed = spans.iter().filter(|span| {
+            (span.name.starts_with("dagster.asset.") || span.name.starts_with("dagster.op."))
+                && span.text("dagster.step_key") == Some(key)
+                && span.int("dagster.attempt") == Some(*attempt)
+        });
+        let computed: Vec<_> = computed.collect();
+        let began = outcome != "STEP_FAILURE" || !text(&end["error"], "class").ends_with("LoadInputError");
+        if computed.len() != usize::from(began) {
+            wrong.push(format!("{key}: {} computations", computed.len()));
+        }
+        for compute in &computed {
+            if compute.parent.as_deref() != Some(&step.id) || is_error(compute) != FAILURES.contains(&outcome) {
+                wrong.push(format!("{key}: the computation is {compute:?}"));
+            }
+        }
+        // Materialisations, in the order in which they came; they are told to the computation or to its step.
+        let mine = events[number..].iter().filter(of_step).take_while(|event| !std::ptr::eq(*event, end));
+        let said: Vec<_> = mine
+            .filter(|event| event["type"] == "ASSET_MATERIALIZATION")
+            .map(|event| (Some(&event["asset_key"]), event.get("partition").filter(|value| !value.is_null())))
+            .collect();
+        let told = computed.iter().chain([&step]).flat_map(|span| &span.events);
+        let told: Vec<_> = told
+            .filter(|event| event.name == "dagster.asset.materialization")
+            .map(|event| {
+                let get = |name: &str| event.attributes.get(&format!("dagster.materialization.{name}"));
+                (get("asset_key"), get("partition"))
+            })
+            .collect();
+        if told != said {
+            wrong.push(format!("{key}: materialised {told:?}, Dagster says {said:?}"));
+        }
+    }
+    wrong.extend(steps.iter().map(|span| format!("{}: Dagster recorded no such step", span.name)));
+}
+
+/// Compares the exception of a span with Dagster's record of it.
+fn compare_exception(span: &Span, error: &Value, wrong: &mut Vec<String>) {
+    let found = span.events.iter().filter(|event| event.name == "exception").collect::<Vec<_>>();
+    let [event] = found[..] else {
+        wrong.push(format!("{}: {} exceptions", span.name, found.len()));
+        return;
+    };
+    let get = |name: &str| event.attributes.get(name).and_then(Value::as_str).unwrap_or_default();
+    let printed = format!("{}: {}", get("exception.type"), get("exception.message"));
+    if printed.trim_end() != text(error, "message").trim_end() {
+        wrong.push(format!("{}: the exception is `{printed}`, Dagster's is `{}`", span.name, text(error, "message")));
+    }
+    let stack = get("exception.stacktrace");
+    if !stack.contains(text(error, "stack")) || !stack.starts_with("Traceback (most recent call last):\n") {
+        wrong.push(format!("{}: the stack trace is\n{stack}\nnot\n{}", span.name, text(error, "stack")));
+    }
+}
+
+/// The environments of the newest and the oldest supported version.
+fn environments() -> Vec<PathBuf> {
+    let newest = programs("FLOE");
+    newest.into_iter().take(1).chain(programs("DAGSTER_1_8")).collect()
+}
+
+#[track_caller]
+fn one<'a>(outcome: &'a Outcome, name: &str) -> &'a Span {
+    let [span] = outcome.spans.iter().filter(|span| span.name == name).collect::<Vec<_>>()[..] else {
+        panic!("not one span `{name}`\n{outcome}")
+    };
+    span
+}
+
+#[test]
+fn assets_are_traced_in_one_process() {
+    let Some(_alone) = can_trace() else { return };
+    for bin in environments() {
+        let instance = Instance::new(&bin);
+        let (outcome, _) = instance.job("in_one_process", 0);
+        for key in ["orders", "shop/reports/totals", "archive", "largest", "web/visits", "newsletter"] {
+            let asset = one(&outcome, &format!("dagster.asset.{key}")).clone();
+            assert_eq!(asset.text("dagster.asset_key"), Some(key));
+            assert_eq!(asset.text("dagster.step_key"), Some(key.replace('/', "__").as_str()));
+            assert_eq!(asset.text("dagster.job_name"), Some("in_one_process"));
+            assert_eq!((asset.get("dagster.partition_key"), asset.get("dagster.code_location")), (None, None));
+        }
+        // A coroutine and a generator last as long as they run.
+        for (name, least) in [("dagster.asset.web/visits", 50), ("dagster.asset.newsletter", 30)] {
+            let span = one(&outcome, name);
+            assert!(span.end - span.start >= least * 1_000_000, "{span:?}");
+        }
+        // What is read is named: the upstream asset, in the span of the asset that reads.
+        let read = outcome.named("dagster.io_manager.load_input");
+        let read = read.filter(|span| span.text("dagster.step_key") == Some("shop__reports__totals"));
+        let [read] = read.collect::<Vec<_>>()[..] else { panic!("{outcome}") };
+        assert_eq!(read.text("dagster.upstream.asset_key"), Some("orders"));
+        assert_eq!(read.text("dagster.asset_key"), Some("shop/reports/totals"));
+        let written = outcome.named("dagster.io_manager.handle_output");
+        let archive = written.filter(|span| span.text("dagster.asset_key") == Some("archive"));
+        let [archive] = archive.collect::<Vec<_>>()[..] else { panic!("{outcome}") };
+        assert!(archive.end - archive.start >= 20_000_000, "the manager sleeps: {archive:?}");
+    }
+}
+
+#[test]
+fn failures_retries_and_skips_are_seen_as_such() {
+    let Some(_alone) = can_trace() else { return };
+    let Some(bin) = environments().into_iter().next() else { return };
+    for (job, code) in [("failing", 1), ("retried", 0), ("several", 0), ("refused", 1), ("disconnected", 1)] {
+        let (outcome, run) = Instance::new(&bin).job(job, code);
+        if job == "several" {
+            let split = one(&outcome, "dagster.asset.split");
+            assert_eq!(split.get("dagster.asset_keys"), Some(&Value::from(vec!["split/even", "split/odd"])));
+            assert_eq!(split.get("dagster.asset_key"), None, "there are two");
+        }
+        if job == "failing" {
+            let stopped = run["events"].as_array().expect("a list").iter().all(|event| event["step"] != "invoices");
+            assert!(
+                !stopped || outcome.with("dagster.step_key").all(|s| s.text("dagster.step_key") != Some("invoices"))
+            );
+            let read = outcome.named("dagster.io_manager.load_input").find(|span| is_error(span)).expect("it failed");
+            assert_eq!(read.text("dagster.io_manager"), Some("LostManager"));
+        }
+    }
+}
+
+#[test]
+fn ops_and_asset_checks_are_traced_on_the_oldest_and_the_newest_version() {
+    let Some(_alone) = can_trace() else { return };
+    for bin in environments() {
+        let instance = Instance::new(&bin);
+        let (outcome, _) = instance.job("arithmetic", 0);
+        for op in ["fetch", "halve", "announce"] {
+            let span = one(&outcome, &format!("dagster.op.{op}"));
+            assert_eq!(span.text("dagster.op_name"), Some(op));
+            assert!(span.with_prefix("dagster.asset").is_empty(), "{span:?}");
+        }
+        instance.job("checked", 0);
+    }
+}
+
+#[test]
+fn steps_in_processes_of_their_own_are_traced() {
+    let Some(_alone) = can_trace() else { return };
+    let Some(bin) = environments().into_iter().next() else { return };
+    let (outcome, _) = Instance::new(&bin).job("in_many_processes", 0);
+    let root = one(&outcome, "dagster.run.in_many_processes");
+    for step in outcome.spans.iter().filter(|span| span.name.starts_with("dagster.step.")) {
+        assert_ne!(step.pid, root.pid);
+    }
+}
+
+#[test]
+fn a_partition_is_named_and_code_of_a_command_line_has_no_location() {
+    let Some(_alone) = can_trace() else { return };
+    let Some(bin) = environments().into_iter().next() else { return };
+    let instance = Instance::new(&bin);
+    let words = ["asset", "materialize", "-f", "shop.py", "--select", "regions", "--partition", "north"];
+    let outcome = instance.traced(&words, 0);
+    instance.compare(&outcome);
+    let asset = one(&outcome, "dagster.asset.regions");
+    assert_eq!(asset.text("dagster.partition_key"), Some("north"));
+    assert_eq!(asset.get("dagster.code_location"), None);
+}
+
+#[test]
+fn a_sensor_launches_a_run_under_dagster_dev() {
+    let Some(_alone) = can_trace() else { return };
+    let Some(bin) = programs("FLOE").into_iter().next() else { return };
+    let instance = Instance::new(&bin);
+    let port =
+        std::net::TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port").port();
+    let dev = instance.command("dagster", &["dev", "-f", "shop.py", "-h", "127.0.0.1", "-p", &port.to_string()]);
+    let tracing = Agent::with_packs().limit(LIMIT).start(&dev);
+    let deadline = Instant::now() + Duration::from_mins(4);
+    let done = |recorded: &Value| {
+        let skipped =
+            recorded["ticks"].as_array().is_some_and(|ticks| ticks.iter().any(|tick| tick["status"] == "SKIPPED"));
+        skipped && recorded["runs"][0]["status"] == "SUCCESS"
+    };
+    loop {
+        thread::sleep(Duration::from_secs(5));
+        if done(&instance.recorded()) {
+            break;
+        }
+        assert!(Instant::now() < deadline, "no run was launched: {}", tracing.agent.error());
+    }
+    tracing.agent.signal_group(Signal::INT);
+    let outcome = tracing.wait();
+    outcome.nothing_lost();
+    let recorded = instance.recorded();
+    let run = instance.compare(&outcome);
+    let root = one(&outcome, "dagster.run.arithmetic");
+    assert_eq!(root.text("dagster.sensor_name"), run["tags"]["dagster/sensor_name"].as_str());
+    assert_eq!(root.text("dagster.run_key"), run["tags"]["dagster/run_key"].as_str());
+    assert_eq!(root.text("dagster.code_location"), Some("shop.py"));
+    let ticks = recorded["ticks"].as_array().expect("a list");
+    for (status, key, attribute) in
+        [("SUCCESS", "run_keys", "dagster.run_keys"), ("SKIPPED", "skip_reason", "dagster.skip_reason")]
+    {
+        let tick = ticks.iter().find(|tick| tick["status"] == status).expect("a tick");
+        let span = outcome.named("dagster.sensor.new_files").find(|span| span.get(attribute).is_some());
+        let span = span.unwrap_or_else(|| panic!("no evaluation with {attribute}\n{outcome}"));
+        assert_eq!(span.get(attribute), Some(&tick[key]));
+        assert_eq!(span.text("dagster.cursor"), tick["cursor"].as_str());
+    }
+}
