@@ -4,7 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use floe_tests::{Agent, Browser, Finished, Run, keys, say};
+use floe_tests::dbt::{Project, environment};
+use floe_tests::{Agent, Browser, Finished, Run, can_trace, keys, say};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -421,6 +422,36 @@ fn many_spans_are_folded_but_not_what_leads_to_an_error() {
     );
     assert_eq!(browser.text("#details h3"), "dbt.model.model_299");
     assert_eq!(browser.texts(".row .hidden").first().map(String::as_str), Some("+19"));
+}
+
+#[test]
+fn a_dbt_build_in_which_a_model_fails_is_shown_node_by_node() {
+    let Some(browser) = Browser::start() else { return };
+    let Some(_alone) = can_trace() else { return };
+    let Some(bin) = environment() else { return };
+    let project = Project::copy();
+    let spans = project.path().join("spans.jsonl");
+    let agent = Agent::with_packs().option("--output").option(&spans).limit(Duration::from_mins(3));
+    agent.exec(&project.dbt(&bin, &["build", "--vars", "sql_error: true"])).finished.expect(1);
+    let text = fs::read_to_string(&spans).expect("the agent wrote it");
+    let page = Page::of(&text);
+    browser.open(&page.path(), "");
+    assert_eq!(browser.text("#name"), "dbt.build");
+    assert_eq!(browser.text("#details h3"), "dbt.model.orders", "the model that fails");
+    assert!(browser.text("#details .problem").contains("no_such_column"), "{}", browser.text("#details"));
+    let results = project.artifact("run_results.json");
+    for result in results["results"].as_array().expect("dbt writes results") {
+        let (id, status) = (result["unique_id"].as_str().expect("a text"), result["status"].as_str().expect("a text"));
+        browser.open(&page.path(), &format!("q=unique_id=\"{id}\" dbt.status=\"{status}\"").replace(' ', "+"));
+        assert_eq!(browser.text("#found"), "1 match", "{id}");
+        let row = names(&browser).pop().expect("a row");
+        let name = id.split('.').nth(2).expect("ids have three parts");
+        assert!(
+            row.starts_with("dbt.") && row.contains(name.trim_end_matches(|c: char| c.is_ascii_digit())),
+            "{row} is {id}"
+        );
+    }
+    assert_eq!(browser.complaints(), Vec::<String>::new());
 }
 
 #[test]
