@@ -314,7 +314,7 @@ mod tests {
     fn a_file_adds_a_pack_or_replaces_one() {
         let yaml = "pack: NAME\nprobes:\n  - {name: f, target: \"m:f\", span: {name: f}}\n";
         let added = load(&yaml.replace("NAME", "mine"), &["m:g(x=arg0)"]).unwrap();
-        assert!(added.packs().iter().map(|pack| pack.name.as_str()).eq(["dbt", "dagster", "floe", "mine"]));
+        assert!(added.packs().iter().map(|pack| pack.name.as_str()).eq(["dbt", "dagster", "floe", "logging", "mine"]));
         assert_eq!(added.probes().last().unwrap().pack, COMMAND_LINE);
         let replaced = load(&yaml.replace("NAME", "dbt"), &[]).unwrap();
         assert_eq!(replaced.probes().iter().filter(|probe| probe.pack == "dbt").count(), 1);

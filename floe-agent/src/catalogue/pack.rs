@@ -278,7 +278,7 @@ impl Reader<'_> {
         probe.scan = yaml.scan;
         probe.found_in = self.modules(&yaml.found_in)?;
         probe.versions = self.range(yaml.versions.as_ref())?;
-        let captures = self.captures(&yaml.attributes, Scope::Probe(number))?;
+        let captures = self.captures(&yaml.attributes, Scope::Probe(number), yaml.log.is_some())?;
         probe.attributes = captures.attributes;
         probe.values = captures.values;
         probe.computed = captures.computed;
@@ -346,7 +346,7 @@ impl Reader<'_> {
         let mut probe = Probe::new(name, self.pack, place.to_owned(), Kind::PairEnd { begin }, target);
         probe.found_in = self.modules(&yaml.found_in)?;
         probe.versions = self.range(yaml.versions.as_ref())?;
-        let captures = self.captures(&yaml.attributes, Scope::Probe(number))?;
+        let captures = self.captures(&yaml.attributes, Scope::Probe(number), false)?;
         probe.attributes = captures.attributes;
         probe.values = captures.values;
         probe.computed = captures.computed;
@@ -440,7 +440,7 @@ impl Reader<'_> {
             }
         };
         let scope = Scope::Probe(probe);
-        let set = self.captures(&yaml.set, scope)?;
+        let set = self.captures(&yaml.set, scope, false)?;
         if let (Some(attribute), Some((_, first))) = (set.attributes.first(), yaml.set.0.first()) {
             let problem =
                 format!("attribute `{}`: expected `const` or `template`; paths are for `attributes`", attribute.name);
@@ -628,7 +628,8 @@ impl Reader<'_> {
         }))
     }
 
-    fn captures(&mut self, yaml: &Ordered<Spanned<Sources>>, scope: Scope) -> Checked<Captures> {
+    /// What is captured. The agent's own attributes are those of spans: a log record has none of them.
+    fn captures(&mut self, yaml: &Ordered<Spanned<Sources>>, scope: Scope, of_log: bool) -> Checked<Captures> {
         let mut captures = Captures::default();
         for (name, sources) in &yaml.0 {
             let at = sources.referenced;
@@ -638,7 +639,7 @@ impl Reader<'_> {
                 column: at.column(),
                 problem: format!("attribute `{name}`: {problem}"),
             };
-            if is_reserved(name) {
+            if is_reserved(name) && !of_log {
                 return Err(fail("the agent sets this one itself; choose another name".to_owned()));
             }
             let key = Key::from(name.clone());

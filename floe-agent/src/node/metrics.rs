@@ -274,7 +274,7 @@ impl Collector for Sample {
             MetricType::Histogram,
             |mut encoder| {
                 let AnswerTimes { counts, sum_us } = &report.answers;
-                let bounds = AnswerTimes::BOUNDS.iter().map(|&us| us as f64 / 1e6).chain([f64::MAX]);
+                let bounds = AnswerTimes::BOUNDS.iter().map(|&us| us as f64 / 1e6).chain([f64::INFINITY]);
                 let buckets: Vec<_> = bounds.zip(counts.iter().copied()).collect();
                 let sum = Duration::from_micros(*sum_us).as_secs_f64();
                 encoder.encode_histogram::<NoLabelSet>(sum, counts.iter().sum(), &buckets, None)
