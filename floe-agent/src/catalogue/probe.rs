@@ -384,9 +384,10 @@ impl Probe {
     /// What the kernel side does at its calls: bits of [`floe_ebpf::function_flags`].
     pub fn function_flags(&self) -> u32 {
         let own = match self.kind {
-            Kind::ContextManager => function_flags::CONTEXT_MANAGER,
-            Kind::ContextExit => function_flags::CONTEXT_EXIT,
-            Kind::Call | Kind::Event | Kind::PairBegin | Kind::PairEnd { .. } => 0,
+            Kind::ContextManager => function_flags::CONTEXT_MANAGER | function_flags::STACKTRACE,
+            Kind::ContextExit => function_flags::CONTEXT_EXIT | function_flags::STACKTRACE,
+            Kind::Call | Kind::PairBegin | Kind::PairEnd { .. } => function_flags::STACKTRACE,
+            Kind::Event => 0,
         };
         own | if self.scan { function_flags::SCAN } else { 0 }
     }
