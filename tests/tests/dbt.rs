@@ -77,8 +77,15 @@ fn nodes_have_their_phases_statements_and_links() {
     let oldest = other_environments().into_iter().next();
     for bin in oldest.into_iter().chain([bin]) {
         let project = Project::copy();
+        // Statements as they are, to be found in dbt's log.
+        let config = project.path().join("agent.yaml");
+        fs::write(&config, "redaction: {sql: raw}\n").expect("the folder is ours");
         let words = ["build", "--log-format-file", "json", "--log-level-file", "debug", "--vars", "sql_error: true"];
-        let outcome = Agent::with_packs().limit(Duration::from_mins(3)).exec(&project.dbt(&bin, &words));
+        let outcome = Agent::with_packs()
+            .option("--config")
+            .option(&config)
+            .limit(Duration::from_mins(3))
+            .exec(&project.dbt(&bin, &words));
         outcome.finished.expect(1);
         check(&project, &outcome, "build");
         let mut wrong = Vec::new();

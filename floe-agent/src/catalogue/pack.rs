@@ -959,7 +959,7 @@ probes:
         assert_eq!(log.rules[1].subject, Subject::End(order));
         assert_eq!(log.rules[2].subject, Subject::Span(order));
         assert_eq!(log.rules[2].links.len(), 1);
-        assert_eq!(log.computed.len(), 3);
+        assert_eq!(log.computed.len(), 4);
         assert_eq!(span.better_names.len(), 1);
         assert_eq!(log.values[0].1.other, Some(None), "other values are absent");
         assert_eq!(probes[1].rules[0].subject, Subject::Innermost);
