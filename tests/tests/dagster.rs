@@ -160,7 +160,7 @@ fn compare(outcome: &Outcome, run: &Value, wrong: &mut Vec<String>) {
             span.get("dagster.asset_check.name") == Some(&event["check_name"])
                 && span.get("dagster.asset_check.asset_key") == Some(&event["asset_key"])
         };
-        let Some(at) = checks.iter().position(|span| is_it(&span)) else {
+        let Some(at) = checks.iter().position(is_it) else {
             wrong.push(format!("no span of the check {}", event["check_name"]));
             continue;
         };
@@ -205,7 +205,7 @@ fn compare_steps(spans: &[&Span], root: &Span, run: &Value, wrong: &mut Vec<Stri
         let outcome = text(end, "type");
         let is_it =
             |span: &&&Span| span.text("dagster.step_key") == Some(key) && span.int("dagster.attempt") == Some(*attempt);
-        let Some(at) = steps.iter().position(|span| is_it(&span)) else {
+        let Some(at) = steps.iter().position(is_it) else {
             wrong.push(format!("{key}: no span of attempt {attempt}"));
             continue;
         };
