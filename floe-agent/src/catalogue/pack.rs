@@ -388,19 +388,16 @@ impl Reader<'_> {
 
     fn log(&mut self, yaml: Option<&LogYaml>, scope: Scope) -> Checked<Option<LogRule>> {
         let Some(LogYaml { body, arguments, level, logger, event }) = yaml else { return Ok(None) };
-        for (what, name) in [
-            ("log.body", Some(body)),
-            ("log.arguments", arguments.as_ref()),
-            ("log.level", Some(level)),
-            ("log.event", event.as_ref()),
-        ] {
+        let fields = [("log.body", Some(body)), ("log.level", Some(level)), ("log.event", event.as_ref())];
+        let more = arguments.iter().map(|name| ("log.arguments", Some(name)));
+        for (what, name) in fields.into_iter().chain(more) {
             if let Some(name) = name {
                 self.name(what, name, scope);
             }
         }
         Ok(Some(LogRule {
             body: body.value.clone(),
-            arguments: arguments.as_ref().map(|name| name.value.clone()),
+            arguments: arguments.iter().map(|name| name.value.clone()).collect(),
             level: level.value.clone(),
             logger: self.template(logger, "the logger", scope)?,
             event: event.as_ref().map(|name| name.value.clone()),

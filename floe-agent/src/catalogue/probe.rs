@@ -252,7 +252,7 @@ pub struct LogRule {
     /// The message.
     pub body: String,
     /// What is put into the message at its `%s`, `%d` and so on.
-    pub arguments: Option<String>,
+    pub arguments: Vec<String>,
     /// The level: a number of Python's `logging`, or a name.
     pub level: String,
     /// The logger.

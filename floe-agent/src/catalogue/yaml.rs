@@ -326,9 +326,10 @@ pub(super) struct LogYaml {
     /// The attribute with the message.
     #[schemars(with = "String")]
     pub(super) body: Text,
-    /// The attribute with what is put into the message at its `%s`, `%d` and so on.
-    #[schemars(with = "Option<String>")]
-    pub(super) arguments: Option<Text>,
+    /// The attributes with what is put into the message at its `%s`, `%d` and so on.
+    #[serde(default)]
+    #[schemars(with = "Vec<String>")]
+    pub(super) arguments: Vec<Text>,
     /// The attribute with the level: a number of Python's `logging`, or a name.
     #[schemars(with = "String")]
     pub(super) level: Text,

@@ -25,6 +25,8 @@ use crate::units::{BootNanos, ProbeId, Tid};
 const DBT_LOGGERS: [&str; 2] = ["stdout_log", "file_log"];
 /// The name that dbt's records have as their logger.
 const DBT: &str = "dbt";
+/// The attribute with the type of the exception that a record tells of.
+const EXCEPTION: &str = "_exception_type";
 /// Records of other threads between which a repeated one is recognised.
 const REPEATED: usize = 64;
 
@@ -180,7 +182,7 @@ impl Core {
         let Some(mut body) = values.text(&rule.body) else {
             return;
         };
-        let arguments = rule.arguments.as_ref().map(|name| values.texts(name)).unwrap_or_default();
+        let arguments: Vec<String> = rule.arguments.iter().flat_map(|name| values.texts(name)).collect();
         if DBT_LOGGERS.contains(&logger.as_str()) {
             let Some(line) = DbtLine::parse(&body) else {
                 return;
@@ -211,12 +213,16 @@ impl Core {
         };
         self.log_stats.records += 1;
         let (trace, span) = log_place(process, stamp.tid);
-        let fields = [Some(&rule.body), Some(&rule.level), rule.arguments.as_ref(), rule.event.as_ref()];
-        let is_field = |name: &str| fields.iter().flatten().any(|field| *field == name);
+        let fields = [&rule.body, &rule.level].into_iter().chain(&rule.arguments).chain(&rule.event);
+        let fields: Vec<&String> = fields.collect();
+        let is_field = |name: &str| fields.iter().any(|field| *field == name);
         let own =
             values.attributes.iter().filter(|known| !is_local(known.key.as_str()) && !is_field(known.key.as_str()));
         let mut attributes: Vec<KeyValue> = own.cloned().collect();
         attributes.push(KeyValue::new(semconv::THREAD_ID, i64::from(stamp.tid.0)));
+        if let Some(kind) = values.text(EXCEPTION) {
+            attributes.push(KeyValue::new(semconv::EXCEPTION_TYPE, kind));
+        }
         if values.cut.iter().any(|name| name.as_str() == rule.body) {
             attributes.push(KeyValue::new("floe.truncated", true));
         }
