@@ -436,13 +436,13 @@ impl Kernel {
         self.attached.values().filter(|attachment| attachment.link.is_some()).count()
     }
 
-    /// Turns a [`setting`] on or off.
+    /// Turns a [`floe_ebpf::setting`] on or off.
     pub fn set(&mut self, flag: u32, on: bool) -> Result<(), KernelError> {
         self.settings.flags = if on { self.settings.flags | flag } else { self.settings.flags & !flag };
         self.write_settings()
     }
 
-    /// Whether a [`setting`] is on.
+    /// Whether a [`floe_ebpf::setting`] is on.
     pub fn is_set(&self, flag: u32) -> bool {
         self.settings.flags & flag != 0
     }

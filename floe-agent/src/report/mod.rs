@@ -1,7 +1,7 @@
 //! A picture without a backend: spans from files of OTLP/JSON lines become one HTML page that needs no network.
 //!
-//! [`read`](read::read) takes the lines, [`arrange`](arrange::arrange) puts the spans of a trace in the order of its rows and finds its
-//! critical path, [`page`] embeds the result in `page.html` with its style and its script. What comes from a traced
+//! `read` takes the lines, `arrange` puts the spans of a trace in the order of its rows and finds its
+//! critical path, `page` embeds the result in `page.html` with its style and its script. What comes from a traced
 //! process is untrusted: it reaches the page as JSON only, the script makes text nodes of it, and a content security
 //! policy lets nothing else run.
 

@@ -126,7 +126,7 @@ impl Core {
             }
             (Kind::ContextManager | Kind::ContextExit, _) => frame.values = values,
             // An override that calls the method it overrides: one piece of work.
-            (Kind::Call, Some(_)) if probe.implementations && is_inside(process, stamp.tid, id, object) => {}
+            (Kind::Call, Some(_)) if probe.implementations && is_inside(process, stamp.tid, id, object, &values) => {}
             (Kind::Call, Some(rule)) => {
                 frame.span = self.open(process, stamp, Place::Call, (reference, probe, rule), values);
                 if let Some(span) = &mut frame.span {
@@ -469,8 +469,12 @@ fn inherit(process: &Process, parent: Option<SpanId>, rule: &SpanRule, values: &
 }
 
 /// Whether a call of this probe with this first argument is open in the thread.
-fn is_inside(process: &Process, tid: Tid, probe: ProbeId, object: UserAddr) -> bool {
-    process.frames(tid).iter().any(|frame| frame.probe == probe && frame.object == object && frame.span.is_some())
+fn is_inside(process: &Process, tid: Tid, probe: ProbeId, object: UserAddr, values: &Values) -> bool {
+    // A method may also call itself for something else, as an adapter that begins a transaction before a statement.
+    let same =
+        |open: &OpenSpan| values.attributes.iter().all(|own| open.values.get(own.key.as_str()) == Some(&own.value));
+    let mut frames = process.frames(tid).iter();
+    frames.any(|frame| frame.probe == probe && frame.object == object && frame.span.as_ref().is_some_and(same))
 }
 
 /// The innermost open span of a thread that this probe began and another function ends.

@@ -95,6 +95,7 @@ probes:
     target: m:Base.write
     implementations: true
     span: {name: write}
+    attributes: {what: arg1}
 "#;
 
 const COMMAND: u32 = 0;
@@ -575,4 +576,17 @@ fn an_override_and_the_method_it_overrides_are_one_span() {
     let [other, own] = w.spans().try_into().unwrap();
     assert_eq!(own.start_time, SystemTime::UNIX_EPOCH + Duration::from_micros(1));
     assert_eq!(other.parent_span_id, id(&own), "another object's is its own");
+}
+
+#[test]
+fn a_method_that_calls_itself_for_something_else_has_two_spans() {
+    let mut w = world();
+    let own = w.enter_object(MAIN, WRITE, 0, 0x10, &[("what", s("insert"))]);
+    let base = w.enter_object(MAIN, WRITE, 1, 0x10, &[("what", s("insert"))]);
+    let other = w.enter_object(MAIN, WRITE, 2, 0x10, &[("what", s("begin"))]);
+    for call in [other, base, own] {
+        w.leave(MAIN, WRITE, call, &[]);
+    }
+    let what: Vec<_> = w.spans().iter().map(|span| get(span, "what").unwrap()).collect();
+    assert_eq!(what, ["begin", "insert"]);
 }
