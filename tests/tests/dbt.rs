@@ -139,9 +139,13 @@ fn parts(project: &Project, outcome: &Outcome, wrong: &mut Vec<String>) {
 fn statements(project: &Project, outcome: &Outcome, wrong: &mut Vec<String>) {
     let log = fs::read_to_string(project.path().join("logs/dbt.log")).expect("dbt writes a log");
     let log = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    // Of a statement with data, dbt logs the first 512 characters and dots.
     let mut said: Vec<String> = log
         .filter(|line| line["info"]["name"] == "SQLQuery")
-        .map(|line| line["data"]["sql"].as_str().unwrap_or_default().trim().chars().take(400).collect())
+        .map(|line| {
+            let sql = line["data"]["sql"].as_str().unwrap_or_default().trim();
+            sql.strip_suffix("...").unwrap_or(sql).trim().chars().take(400).collect()
+        })
         .collect();
     for span in outcome.with("db.query.text") {
         let query = span.text("db.query.text").unwrap_or_default();

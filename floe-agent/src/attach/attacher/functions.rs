@@ -108,14 +108,14 @@ impl Attacher {
             }
             for (id, probe) in (0..).map(ProbeId).zip(catalogue.probes()) {
                 if probe.kind != Kind::ContextExit && scope.concerns(probe) {
-                    late |= !self.arm_probe(pid, epoch, id, &survey, wait);
+                    late |= !self.arm_probe(pid, epoch, id, &survey, scope, wait);
                 }
             }
             // Every `with` of such a manager comes by there, so only where one of the catalogue's is.
             if self.spaces.get_mut(epoch).is_some_and(|traced| traced.has_context_managers) {
                 for (id, probe) in (0..).map(ProbeId).zip(catalogue.probes()) {
                     if probe.kind == Kind::ContextExit {
-                        late |= !self.arm_probe(pid, epoch, id, &survey, wait);
+                        late |= !self.arm_probe(pid, epoch, id, &survey, Scope::All, wait);
                     }
                 }
             }
@@ -126,14 +126,25 @@ impl Attacher {
     }
 
     /// Arms the functions of one probe; whether there was time for all of them.
-    fn arm_probe(&mut self, pid: Pid, epoch: Epoch, id: ProbeId, survey: &Survey<'_, '_>, wait: Wait) -> bool {
+    fn arm_probe(
+        &mut self,
+        pid: Pid,
+        epoch: Epoch,
+        id: ProbeId,
+        survey: &Survey<'_, '_>,
+        scope: Scope<'_>,
+        wait: Wait,
+    ) -> bool {
         let catalogue = self.catalogue.clone();
         let probe = &catalogue.probes()[id.0 as usize];
         let functions = match survey.find(probe) {
             Finding::Functions(functions) => functions,
             Finding::NotImported { .. } | Finding::OtherVersion { .. } => return true,
             Finding::Unresolved(error) => {
-                self.unresolved(pid, probe, &error);
+                // At any other time the module may be half imported.
+                if probe.modules().any(|module| scope.is_module(module)) {
+                    self.unresolved(pid, probe, &error);
+                }
                 return true;
             }
         };
