@@ -5,8 +5,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use floe_tests::dbt::{Project, environment};
-use floe_tests::{Agent, Jaeger, JaegerSpan, Outcome, Span, Status, can_trace, say};
+use floe_tests::{Agent, Jaeger, JaegerSpan, Outcome, Run, Span, Status, can_trace, fixture, programs, say};
 use serde_json::{Value, json};
+
+/// The products of `tests/fixtures/floe`.
+const PRODUCTS: [&str; 3] = ["customer-orders", "product-events", "regional-sales"];
 
 /// A real `dbt build` in which a model fails, others are skipped, and a test fails: once into Jaeger and into a file.
 fn build(jaeger: &Jaeger, bin: &std::path::Path) -> (Project, Outcome) {
@@ -26,6 +29,41 @@ fn fr_041_the_traces_of_dbt_are_visible_in_jaeger() {
     let (project, outcome) = build(jaeger, &bin);
     is_what_dbt_says(jaeger, &project, &outcome);
     is_what_the_file_says(jaeger, &outcome);
+}
+
+#[test]
+fn fr_046_fr_047_the_compilations_of_all_products_are_visible_under_their_own_names() {
+    let Some(jaeger) = Jaeger::shared() else { return };
+    let Some(_alone) = can_trace() else { return };
+    let Some(bin) = programs("FLOE").into_iter().next() else { return };
+    let folder = fixture("floe");
+    let agent = Agent::with_packs().option("--otlp").option(jaeger.otlp_grpc()).limit(Duration::from_mins(3));
+    for product in PRODUCTS {
+        let output = folder.path().join("target").join(product).join("compiled_artifacts.json");
+        let run = Run::new(bin.join("floe"))
+            .args(["platform", "compile", "--manifest", "manifest.yaml", "--spec"])
+            .arg(format!("{product}/floe.yaml"))
+            .arg("--output")
+            .arg(&output)
+            .folder(folder.path())
+            .limit(Duration::from_mins(3));
+        let outcome = agent.exec(&run);
+        outcome.finished.expect(0);
+        outcome.nothing_lost();
+        let artifacts = std::fs::read_to_string(&output).expect("floe writes its artifacts");
+        let artifacts: Value = serde_json::from_str(&artifacts).expect("floe writes JSON");
+        let found = jaeger.search(product, &json!({ "floe.artifacts_version": artifacts["version"] }));
+        let [trace] = &found[..] else { panic!("{} traces of {product}\n{outcome}", found.len()) };
+        let root = trace.iter().find(|span| span.name == "floe.compile").expect("a span of the compilation");
+        for stage in 1..=6 {
+            let name = format!("floe.compile.stage{stage}");
+            let stages: Vec<_> = trace.iter().filter(|span| span.name == name).collect();
+            let [span] = stages[..] else { panic!("{} spans {name} of {product}", stages.len()) };
+            assert_eq!((span.parent(), span.service.as_str()), (Some(root.id.as_str()), product));
+        }
+        is_what_the_file_says(jaeger, &outcome);
+        say(&format!("Jaeger: {} spans of {product}", trace.len()));
+    }
 }
 
 /// Jaeger's search finds the run by dbt's own id, and the spans in it are the results in dbt's own file.
