@@ -437,7 +437,7 @@ fn a_dbt_build_in_which_a_model_fails_is_shown_node_by_node() {
     let page = Page::of(&text);
     browser.open(&page.path(), "");
     assert_eq!(browser.text("#name"), "dbt.build");
-    assert_eq!(browser.text("#details h3"), "dbt.model.orders", "the model that fails");
+    assert_eq!(browser.text("#details h3"), "CREATE jaffle", "the statement of the model that fails");
     assert!(browser.text("#details .problem").contains("no_such_column"), "{}", browser.text("#details"));
     let results = project.artifact("run_results.json");
     for result in results["results"].as_array().expect("dbt writes results") {
