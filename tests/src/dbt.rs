@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::fixture::fixture;
 use crate::run::Run;
 use crate::skip::skip;
 
@@ -17,9 +18,7 @@ pub struct Project(TempDir);
 impl Project {
     /// A new one.
     pub fn copy() -> Self {
-        let folder = tempfile::tempdir().expect("a temporary folder can be made");
-        copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/dbt"), folder.path());
-        Self(folder)
+        Self(fixture("dbt"))
     }
 
     /// Its folder.
@@ -39,23 +38,6 @@ impl Project {
     pub fn dbt(&self, bin: &Path, words: &[&str]) -> Run {
         let run = Run::new(bin.join("dbt")).args(words).args(["--project-dir", ".", "--profiles-dir", "."]);
         run.folder(self.path()).limit(Duration::from_mins(3))
-    }
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).expect("the folder is ours");
-    for entry in fs::read_dir(from).expect("the fixture can be read") {
-        let entry = entry.expect("the fixture can be read");
-        let name = entry.file_name();
-        if ["target", "logs", ".user.yml"].iter().any(|left| name == *left) {
-            continue;
-        }
-        let to = to.join(&name);
-        if entry.file_type().expect("the fixture can be read").is_dir() {
-            copy(&entry.path(), &to);
-        } else {
-            fs::copy(entry.path(), &to).expect("the fixture can be copied");
-        }
     }
 }
 
