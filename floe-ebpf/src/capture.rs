@@ -5,17 +5,18 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::helpers::generated::{bpf_loop, bpf_probe_read_user_str};
+use aya_ebpf::helpers::generated::bpf_probe_read_user_str;
 use floe_ebpf::{
     CALLERS_HOP, Counter, Field, LIBRARY, LIBRARY_REGS, LIST_LEN, LOAD_EXCEPTION_ARGS, LOAD_FUNC_GLOBALS, Layout,
     MAX_LOOPS, MAX_OPS, MAX_STEPS, MAX_STR, Op, RECORD_LEN, int_style, op, routine, value,
 };
 
 use crate::{
-    maps::{PLANS, Thread, count},
+    maps::{BEGINNING, PLANS, Thread, count, repeat},
     python::{
-        BASE_EXCEPTION_SUBCLASS, Context, DICT_SUBCLASS, LIST_SUBCLASS, LONG_SUBCLASS, OB_SIZE, TUPLE_SUBCLASS,
-        UNICODE_SUBCLASS, attribute, dict_item, dict_values, exception, keyword, type_flags, type_of,
+        BASE_EXCEPTION_SUBCLASS, DICT_SUBCLASS, LIST_SUBCLASS, LONG_SUBCLASS, OB_SIZE, TUPLE_SUBCLASS,
+        UNICODE_SUBCLASS, attribute, attribute_of_type, dict_item, dict_values, exception, keyword, type_flags,
+        type_of,
     },
     user::{ARGUMENTS, masked, pointer, read, read_bytes, word},
 };
@@ -25,10 +26,10 @@ const FIRST_FIELD: u64 = 16;
 /// Digits of an int.
 const DIGITS: u64 = 24;
 
-/// A plan in execution.
+/// What a plan reads: the call. It is kept in [`Thread`], too: the programs' stack is small.
 #[repr(C)]
-pub struct Machine {
-    pub context: Context,
+#[derive(Clone, Copy)]
+pub struct Call {
     pub function: u64,
     pub args: u64,
     pub nargsf: u64,
@@ -39,68 +40,95 @@ pub struct Machine {
     pub raised: u64,
 }
 
-impl Machine {
-    /// Runs a plan; fields go behind the first `cursor` bytes of the record. Gives the record's length, and whether a
-    /// field did not fit.
-    #[inline(always)]
-    pub fn run(&mut self, plan: u32, cursor: u64) -> (u64, bool) {
-        let thread = self.context.thread;
-        // SAFETY: the callback and its context fit together; the context outlives the call.
-        unsafe {
-            (*thread).cursor = cursor;
-            (*thread).cut = 0;
-            (*thread).last_object = 0;
-            (*thread).plan = u64::from(plan);
-            (*thread).pc = 0;
-            (*thread).open_loops = 0;
-            (*thread).back = 0;
-            bpf_loop(MAX_STEPS, step as *mut c_void, core::ptr::from_mut(self).cast(), 0);
-            ((*thread).cursor, (*thread).cut != 0)
+/// Runs a plan on the thread's call; fields go behind the first `cursor` bytes of the record. Gives the record's length,
+/// and whether a field did not fit.
+#[inline(always)]
+pub fn run(thread: *mut Thread, plan: u32, cursor: u64) -> (u64, bool) {
+    // Most exit plans are about exceptions only.
+    // SAFETY: elements of maps.
+    if unsafe { (*thread).call.raised == 0 && PLANS.get_ptr(plan).is_none_or(|plan| (*plan).returned == 0) } {
+        return (cursor, false);
+    }
+    // SAFETY: a map value; the callback and its context fit together. Volatile: a `memset` is a call.
+    unsafe {
+        (*thread).cursor = cursor;
+        (&raw mut (*thread).cut).write_volatile(0);
+        (&raw mut (*thread).last_object).write_volatile(0);
+        (*thread).plan = u64::from(plan);
+        (&raw mut (*thread).pc).write_volatile(0);
+        (&raw mut (*thread).open_loops).write_volatile(0);
+        (&raw mut (*thread).back).write_volatile(0);
+        repeat(MAX_STEPS / AT_ONCE as u32, step, thread);
+        ((*thread).cursor, (*thread).cut != 0)
+    }
+}
+
+/// Operations of one call of [`step`]: a call costs more than an operation of the simple ones.
+const AT_ONCE: u64 = 4;
+
+/// Some operations.
+unsafe extern "C" fn step(_index: u32, thread: *mut *mut Thread) -> i64 {
+    // SAFETY: what `run` passed, a map value.
+    let thread = unsafe { *thread };
+    let mut done = 0;
+    loop {
+        if operation(thread) != 0 {
+            return 1;
+        }
+        // Masked, so that the compiler does not write the operation out several times.
+        done = masked!(done + 1, 7);
+        if done >= AT_ONCE {
+            return 0;
         }
     }
 }
 
-/// One operation.
-unsafe extern "C" fn step(_index: u32, machine: *mut c_void) -> i64 {
-    // SAFETY: the context that `Machine::run` passed; the pointers in it are map values or the stack.
+/// One operation; 1 at the end of the plan.
+#[inline(always)]
+fn operation(thread: *mut Thread) -> i64 {
+    // SAFETY: a map value.
     unsafe {
-        let machine = &*machine.cast::<Machine>();
-        let thread = machine.context.thread;
+        let Some(layout) = crate::maps::layout(thread) else { return 1 };
+        let call = &raw const (*thread).call;
         let Some(plan) = PLANS.get_ptr((*thread).plan as u32) else { return 1 };
         let pc = (*thread).pc;
-        let len = if machine.raised != 0 || (*thread).back != 0 { (*plan).len } else { (*plan).returned };
+        let len = if (*call).raised != 0 || (*thread).back != 0 { (*plan).len } else { (*plan).returned };
         if pc >= u64::from(len) || pc >= MAX_OPS as u64 {
             return 1;
         }
         (*thread).pc = pc + 1;
         let operation = (&raw const (*plan).ops).cast::<Op>().add(masked!(pc, 255) as usize);
         let code = (*operation).code;
-        let layout = &*machine.context.layout;
         let source = *Thread::register(thread, (*operation).src);
         let argument = (*operation).arg;
         let mut value = 0;
         match code {
             op::ARG => {
-                let nargs = machine.nargsf & ARGUMENTS;
+                let nargs = (*call).nargsf & ARGUMENTS;
                 let name = (*operation).hop;
                 if u64::from(argument) < nargs {
-                    value = pointer(machine.args + u64::from(argument) * 8).unwrap_or(0);
-                } else if name != 0 && machine.kwnames != 0 {
-                    let found = keyword(&machine.context, machine.kwnames, name - 1);
+                    value = if u64::from(argument) < (*thread).arguments_read {
+                        let arguments = (&raw const (*thread).arguments).cast::<u64>();
+                        *arguments.add(masked!(u64::from(argument), 7) as usize)
+                    } else {
+                        pointer((*call).args + u64::from(argument) * 8).unwrap_or(0)
+                    };
+                } else if name != 0 && (*call).kwnames != 0 {
+                    let found = keyword(thread, (*call).kwnames, name - 1);
                     if found != 0 {
-                        value = pointer(machine.args + (nargs + found - 1) * 8).unwrap_or(0);
+                        value = pointer((*call).args + (nargs + found - 1) * 8).unwrap_or(0);
                     }
                 }
             }
-            op::RESULT => value = machine.result,
+            op::RESULT => value = (*call).result,
             op::EXCEPTION | op::EXCEPTION_TYPE => {
-                if machine.raised != 0 {
+                if (*call).raised != 0 {
                     value = exception(thread, layout, code == op::EXCEPTION_TYPE).unwrap_or(0);
                 }
             }
-            op::FUNCTION => value = machine.function,
+            op::FUNCTION => value = (*call).function,
             op::NEXT => {
-                next(machine, operation, pc);
+                next(thread, operation, pc);
                 return 0;
             }
             op::RETURN => {
@@ -115,7 +143,7 @@ unsafe extern "C" fn step(_index: u32, machine: *mut c_void) -> i64 {
                 return 0;
             }
             op::EACH => {
-                each(machine, source, operation, pc);
+                each(thread, source, &*operation, pc);
                 return 0;
             }
             // A leaf that is not there; a step from nothing leads to nothing.
@@ -127,9 +155,12 @@ unsafe extern "C" fn step(_index: u32, machine: *mut c_void) -> i64 {
             op::ATTR => {
                 let hop = (*operation).hop;
                 let hop = if hop == CALLERS_HOP { (*thread).call_hop as u32 } else { hop };
-                value = attribute(&machine.context, source, argument, hop);
+                value = attribute(thread, source, argument, hop);
+                if value == 0 {
+                    value = attribute_of_type(thread, source, argument, hop);
+                }
             }
-            op::KEY => value = dict_item(&machine.context, source, argument, (*operation).hop),
+            op::KEY => value = dict_item(thread, source, argument, (*operation).hop),
             op::ITEM => value = item(layout, source, argument).unwrap_or(0),
             op::LOAD => {
                 let offset = match argument {
@@ -148,21 +179,21 @@ unsafe extern "C" fn step(_index: u32, machine: *mut c_void) -> i64 {
             }
             op::TYPE => value = type_of(source).unwrap_or(0),
             op::VALUE => {
-                leaf(machine, layout, source, operation, pc);
+                leaf(thread, layout, source, operation, pc);
                 return 0;
             }
             op::TYPE_NAME => {
-                type_name(machine, layout, source, operation);
+                type_name(thread, layout, source, operation);
                 return 0;
             }
             op::LEN => {
                 if let Some(len) = length(layout, source) {
-                    number(machine, (*operation).field, value::INT, len);
+                    number(thread, (*operation).field, value::INT, len);
                 }
                 return 0;
             }
             op::UUID => {
-                uuid(machine, layout, source);
+                uuid(thread, source);
                 return 0;
             }
             _ => {}
@@ -173,9 +204,11 @@ unsafe extern "C" fn step(_index: u32, machine: *mut c_void) -> i64 {
 }
 
 /// Begins a loop: its list begins, and its NEXT is the next operation. Without anything to go through, the loop is skipped.
-#[inline(always)]
-fn each(machine: &Machine, object: u64, operation: *const Op, pc: u64) {
-    let thread = machine.context.thread;
+/// Not inlined, as [`datetime`] and [`uuid`] are not: the stacks of what is called are one, and that of `step` is in all.
+#[inline(never)]
+extern "C" fn each(thread: *mut Thread, object: u64, operation: &Op, pc: u64) {
+    let operation: *const Op = operation;
+    let Some(layout) = crate::maps::layout(thread) else { return };
     // SAFETY: an element of PLANS; a map value.
     unsafe {
         let next = u64::from((*operation).arg);
@@ -186,14 +219,14 @@ fn each(machine: &Machine, object: u64, operation: *const Op, pc: u64) {
         }
         let (max, separator) = ((*operation).max, (*operation).hop);
         let this = Thread::open_loop(thread, level);
-        if begin(machine, object, max >> 16 == u32::from(value::MAP), this).is_none() {
+        if begin(thread, layout, object, max >> 16 == u32::from(value::MAP), this).is_none() {
             return;
         }
         let field = field_of(thread, operation);
-        let Some(at) = room(machine, 4) else { return };
+        let Some(at) = room(thread, 4) else { return };
         let record = Thread::record(thread);
         record.add(at as usize + 8).cast::<u32>().write(separator);
-        put(machine, at, field, (max >> 16) as u8, 0, 4);
+        put(thread, at, field, (max >> 16) as u8, 0, 4);
         (*this).start = pc + 1;
         (*thread).open_loops = level + 1;
         (*thread).pc = next;
@@ -202,14 +235,18 @@ fn each(machine: &Machine, object: u64, operation: *const Op, pc: u64) {
 
 /// Where the items of an object are.
 #[inline(always)]
-fn begin(machine: &Machine, object: u64, only_dict: bool, this: *mut crate::maps::Loop) -> Option<()> {
-    // SAFETY: an element of LAYOUTS.
-    let layout = unsafe { &*machine.context.layout };
+fn begin(
+    thread: *mut Thread,
+    layout: &Layout,
+    object: u64,
+    only_dict: bool,
+    this: *mut crate::maps::Loop,
+) -> Option<()> {
     let flags = type_flags(layout, type_of(object)?)?;
     let count;
     let (values, stride, keys, key_stride);
     if flags & DICT_SUBCLASS != 0 {
-        let table = dict_values(layout, object)?;
+        let table = dict_values(thread, layout, object)?;
         (values, stride, count) = (table.values, table.value_stride, table.len);
         (keys, key_stride) = if only_dict { (table.keys, table.key_stride) } else { (0, 0) };
     } else if only_dict {
@@ -241,8 +278,7 @@ fn begin(machine: &Machine, object: u64, only_dict: bool, this: *mut crate::maps
 
 /// Goes to the next item of the innermost loop, or ends it.
 #[inline(always)]
-fn next(machine: &Machine, operation: *const Op, pc: u64) {
-    let thread = machine.context.thread;
+fn next(thread: *mut Thread, operation: *const Op, pc: u64) {
     // SAFETY: an element of PLANS; a map value.
     unsafe {
         let level = (*thread).open_loops;
@@ -256,16 +292,16 @@ fn next(machine: &Machine, operation: *const Op, pc: u64) {
         let bound = u64::from((*operation).max & 0xffff);
         if !more || (*this).taken >= bound || (*thread).cursor > LIST_LEN as u64 || (*thread).cut != 0 {
             (*thread).open_loops = level - 1;
-            if let Some(at) = room(machine, 0) {
-                put(machine, at, field, value::END, u8::from(more), 0);
+            if let Some(at) = room(thread, 0) {
+                put(thread, at, field, value::END, u8::from(more), 0);
             }
             return;
         }
         (*this).index = index + 1;
         (*thread).pc = pc; // an entry that was deleted is passed over
         let Some(item) = pointer((*this).values + index * (*this).stride) else { return };
-        let Some(at) = room(machine, 0) else { return };
-        put(machine, at, field, value::ITEM, 0, 0);
+        let Some(at) = room(thread, 0) else { return };
+        put(thread, at, field, value::ITEM, 0, 0);
         let dst = (*operation).dst;
         *Thread::register(thread, dst) = item;
         if (*this).keys != 0 {
@@ -320,58 +356,57 @@ fn length(layout: &Layout, object: u64) -> Option<u64> {
 
 /// Room for a field of at most `payload` bytes: its place in the record.
 #[inline(always)]
-fn room(machine: &Machine, payload: u64) -> Option<u64> {
+fn room(thread: *mut Thread, payload: u64) -> Option<u64> {
     // SAFETY: a map value.
-    let cursor = unsafe { (*machine.context.thread).cursor };
+    let cursor = unsafe { (*thread).cursor };
     if cursor + size_of::<Field>() as u64 + payload + 4 > RECORD_LEN as u64 - 1 {
         // SAFETY: as above.
-        unsafe { (*machine.context.thread).cut = 1 };
+        unsafe { (*thread).cut = 1 };
         return None;
     }
     Some(masked!(cursor, 16380))
 }
 
 #[inline(always)]
-fn put(machine: &Machine, at: u64, field: u8, kind: u8, cut: u8, len: u64) {
+fn put(thread: *mut Thread, at: u64, field: u8, kind: u8, cut: u8, len: u64) {
     // SAFETY: `at` is masked to the record; a field header fits behind every such place.
     unsafe {
-        let record = Thread::record(machine.context.thread);
+        let record = Thread::record(thread);
         let header = record.add(at as usize);
         *header = field;
         *header.add(1) = kind;
         *header.add(2) = cut;
         *header.add(3) = 0;
         header.add(4).cast::<u32>().write(len as u32);
-        (*machine.context.thread).cursor = at + size_of::<Field>() as u64 + ((len + 3) & !3);
+        (*thread).cursor = at + size_of::<Field>() as u64 + ((len + 3) & !3);
     }
 }
 
 /// A field with eight bytes.
 #[inline(always)]
-fn number(machine: &Machine, field: u8, kind: u8, bits: u64) {
-    let Some(at) = room(machine, 8) else { return };
+fn number(thread: *mut Thread, field: u8, kind: u8, bits: u64) {
+    let Some(at) = room(thread, 8) else { return };
     // SAFETY: as in `put`.
     unsafe {
-        let record = Thread::record(machine.context.thread);
+        let record = Thread::record(thread);
         // Fields begin at multiples of 4.
         let payload = record.add(at as usize + 8).cast::<u32>();
         payload.write(bits as u32);
         payload.add(1).write((bits >> 32) as u32);
     }
-    put(machine, at, field, kind, 0, 8);
+    put(thread, at, field, kind, 0, 8);
 }
 
 /// The value of an object, if it is of a kind that can be captured.
 #[inline(always)]
-fn leaf(machine: &Machine, layout: &Layout, object: u64, operation: *const Op, pc: u64) {
-    let thread = machine.context.thread;
+fn leaf(thread: *mut Thread, layout: &Layout, object: u64, operation: *const Op, pc: u64) {
     // SAFETY: an element of PLANS; a map value.
     let (field, max, in_library) = unsafe {
         let in_library = (*thread).back != 0;
         let max = if in_library { (*thread).call_max as u32 } else { (*operation).max };
         (field_of(thread, operation), max, in_library)
     };
-    match leaf_value(machine, layout, object, field, max) {
+    match leaf_value(thread, layout, object, field, max) {
         Some(Leaf::Captured) => {}
         Some(Leaf::Routine(start)) if !in_library => {
             // SAFETY: as above.
@@ -400,19 +435,31 @@ enum Leaf {
 }
 
 #[inline(always)]
-fn leaf_value(machine: &Machine, layout: &Layout, object: u64, field: u8, max: u32) -> Option<Leaf> {
+fn leaf_value(thread: *mut Thread, layout: &Layout, object: u64, field: u8, max: u32) -> Option<Leaf> {
     // SAFETY: a map value.
-    let process = unsafe { &(*machine.context.thread).process };
+    let process = unsafe { &(*thread).process };
     if object == process.none {
-        let at = room(machine, 0)?;
-        put(machine, at, field, value::NONE, 0, 0);
+        let at = room(thread, 0)?;
+        put(thread, at, field, value::NONE, 0, 0);
         return Some(Leaf::Captured);
     }
+    // Most values are short texts, and with their objects in one read.
+    // SAFETY: a map value.
+    let known = unsafe {
+        let beginning = (&raw mut (*thread).beginning).cast::<u64>();
+        if read_bytes(beginning.cast(), 8 * BEGINNING as u32, object) {
+            BEGINNING as u64 * 8
+        } else if read_bytes(beginning.cast(), 40, object) {
+            40 // the end of the memory is near
+        } else {
+            0
+        }
+    };
+    // SAFETY: as above.
+    let beginning = unsafe { &(*thread).beginning };
     // ob_refcnt, ob_type, length, hash, state: of a str, and of anything else at least the first two
-    if let Some(head) = read::<[u64; 5]>(object)
-        && head[1] == process.str_type
-    {
-        text(machine, layout, object, head[2], head[4] as u32, field, max)?;
+    if known != 0 && beginning[1] == process.str_type {
+        text(thread, layout, object, beginning[2], beginning[4] as u32, known, field, max)?;
         return Some(Leaf::Captured);
     }
     let type_ = type_of(object)?;
@@ -420,21 +467,21 @@ fn leaf_value(machine: &Machine, layout: &Layout, object: u64, field: u8, max: u
     if flags & UNICODE_SUBCLASS != 0 {
         let len = read::<u64>(object + OB_SIZE)?;
         let state = read::<u32>(object + u64::from(layout.str_state))?;
-        text(machine, layout, object, len, state, field, max)?;
+        text(thread, layout, object, len, state, 0, field, max)?;
         return Some(Leaf::Captured);
     }
     if flags & LONG_SUBCLASS != 0 {
         let value = integer(layout, object)?;
         if type_ == process.bool_type {
-            number(machine, field, value::BOOL, u64::from(value != 0));
+            number(thread, field, value::BOOL, u64::from(value != 0));
         } else {
-            number(machine, field, value::INT, value as u64);
+            number(thread, field, value::INT, value as u64);
         }
         return Some(Leaf::Captured);
     }
     let base = read::<u64>(type_ + u64::from(layout.type_base))?;
     if type_ == process.float_type || base == process.float_type {
-        number(machine, field, value::FLOAT, read::<u64>(object + FIRST_FIELD)?);
+        number(thread, field, value::FLOAT, read::<u64>(object + FIRST_FIELD)?);
         return Some(Leaf::Captured);
     }
     if flags & (TUPLE_SUBCLASS | LIST_SUBCLASS | DICT_SUBCLASS) != 0 {
@@ -444,15 +491,18 @@ fn leaf_value(machine: &Machine, layout: &Layout, object: u64, field: u8, max: u
         Special::Path => Some(Leaf::Routine(routine::PATH)),
         Special::Uuid => Some(Leaf::Routine(routine::UUID)),
         Special::DateTime => {
-            datetime(machine, layout, object, field)?;
-            Some(Leaf::Captured)
+            if datetime(thread, object, u32::from(field)) == 0 {
+                None
+            } else {
+                Some(Leaf::Captured)
+            }
         }
         Special::Date => {
-            let at = room(machine, 4)?;
+            let at = room(thread, 4)?;
             let digits = read::<u32>(object + DATE_DIGITS)?;
             // SAFETY: as in `put`.
-            unsafe { Thread::record(machine.context.thread).add(at as usize + 8).cast::<u32>().write(digits) };
-            put(machine, at, field, value::DATE, 0, 4);
+            unsafe { Thread::record(thread).add(at as usize + 8).cast::<u32>().write(digits) };
+            put(thread, at, field, value::DATE, 0, 4);
             Some(Leaf::Captured)
         }
         Special::None => Some(Leaf::Routine(routine::ENUM)),
@@ -513,8 +563,14 @@ const ZONE_OFFSET: u64 = 16;
 const DELTA_DAYS: u64 = 24;
 
 /// A `datetime` without time zone, or with one of a fixed offset from UTC.
+#[inline(never)]
+extern "C" fn datetime(thread: *mut Thread, object: u64, field: u32) -> u32 {
+    u32::from(digits_and_zone(thread, object, field as u8).is_some())
+}
+
 #[inline(always)]
-fn datetime(machine: &Machine, layout: &Layout, object: u64, field: u8) -> Option<()> {
+fn digits_and_zone(thread: *mut Thread, object: u64, field: u8) -> Option<()> {
+    let layout = crate::maps::layout(thread)?;
     const TIMEZONE: [u64; 2] = [word(b"datetime.timezone\0", 0), word(b"datetime.timezone\0", 8)];
     let mut offset = i32::MIN;
     if read::<u8>(object + DATE_HAS_ZONE)? != 0 {
@@ -526,23 +582,29 @@ fn datetime(machine: &Machine, layout: &Layout, object: u64, field: u8) -> Optio
         let [days, seconds] = read::<[i32; 2]>(pointer(zone + ZONE_OFFSET)? + DELTA_DAYS)?;
         offset = days.wrapping_mul(86400).wrapping_add(seconds);
     }
-    let at = room(machine, 16)?;
+    let at = room(thread, 16)?;
     let digits = read::<[u32; 3]>(object + DATE_DIGITS)?;
     // SAFETY: as in `put`.
     unsafe {
-        let payload = Thread::record(machine.context.thread).add(at as usize + 8).cast::<u32>();
+        let payload = Thread::record(thread).add(at as usize + 8).cast::<u32>();
         payload.write(digits[0]);
         payload.add(1).write(digits[1]);
         payload.add(2).write(digits[2]);
         payload.add(3).write(offset as u32);
     }
-    put(machine, at, field, value::DATETIME, 0, 16);
+    put(thread, at, field, value::DATETIME, 0, 16);
     Some(())
 }
 
 /// An int of at most 150 bits, as a UUID is made of one.
+#[inline(never)]
+extern "C" fn uuid(thread: *mut Thread, object: u64) {
+    digits_of_uuid(thread, object);
+}
+
 #[inline(always)]
-fn uuid(machine: &Machine, layout: &Layout, object: u64) -> Option<()> {
+fn digits_of_uuid(thread: *mut Thread, object: u64) -> Option<()> {
+    let layout = crate::maps::layout(thread)?;
     let flags = type_flags(layout, type_of(object)?)?;
     if flags & LONG_SUBCLASS == 0 {
         return None;
@@ -553,10 +615,9 @@ fn uuid(machine: &Machine, layout: &Layout, object: u64) -> Option<()> {
     if digits > 5 || layout.int_style == int_style::LV_TAG && head & 3 == 2 {
         return None;
     }
-    let at = room(machine, 20)?;
+    let at = room(thread, 20)?;
     // SAFETY: a map value; `at` is masked to the record, with room behind.
     unsafe {
-        let thread = machine.context.thread;
         let payload = Thread::record(thread).add(at as usize + 8).cast::<u32>();
         let mut i = 0;
         while i < 5 {
@@ -564,7 +625,7 @@ fn uuid(machine: &Machine, layout: &Layout, object: u64) -> Option<()> {
             payload.add(i as usize).write(digit & 0x3fff_ffff);
             i += 1;
         }
-        put(machine, at, (*thread).call_field as u8, value::UUID, 0, 20);
+        put(thread, at, (*thread).call_field as u8, value::UUID, 0, 20);
     }
     Some(())
 }
@@ -600,9 +661,20 @@ fn integer(layout: &Layout, object: u64) -> Option<i64> {
     Some(if negative { -magnitude } else { magnitude })
 }
 
-/// A str: its bytes as they are in memory; user space decodes them.
+/// A str: its bytes as they are in memory; user space decodes them. Of the object, `known` bytes are in the thread's
+/// `beginning`.
 #[inline(always)]
-fn text(machine: &Machine, layout: &Layout, object: u64, len: u64, state: u32, field: u8, max: u32) -> Option<()> {
+#[allow(clippy::too_many_arguments, reason = "inlined, and a struct on the small stack would be none of the cost")]
+fn text(
+    thread: *mut Thread,
+    layout: &Layout,
+    object: u64,
+    len: u64,
+    state: u32,
+    known: u64,
+    field: u8,
+    max: u32,
+) -> Option<()> {
     let kind = (state >> 2) & 7;
     let ascii = state & 0x40 != 0;
     let shift = match kind {
@@ -628,14 +700,20 @@ fn text(machine: &Machine, layout: &Layout, object: u64, len: u64, state: u32, f
         bytes = limit;
         cut = 1;
     }
-    let at = room(machine, bytes)?;
+    let at = room(thread, bytes)?;
     let bytes = masked!(bytes, 4095);
+    let start = data.wrapping_sub(object);
     // SAFETY: `at` and `bytes` are masked; the record has room behind its last place.
-    let ok = bytes == 0
-        || unsafe {
-            let record = Thread::record(machine.context.thread);
-            read_bytes(record.add(at as usize + 8), bytes as u32, data)
-        };
+    let ok = unsafe {
+        let target = Thread::record(thread).add(at as usize + 8);
+        if (start == ASCII_DATA || start == ASCII_DATA + 8) && start + bytes <= known {
+            let source = (&raw const (*thread).beginning).cast::<u32>();
+            copy(target.cast(), source.add(if start == ASCII_DATA { 10 } else { 12 }));
+            true
+        } else {
+            bytes == 0 || read_bytes(target, bytes as u32, data)
+        }
+    };
     if !ok {
         return None;
     }
@@ -645,24 +723,42 @@ fn text(machine: &Machine, layout: &Layout, object: u64, len: u64, state: u32, f
         (2, _) => value::UCS2,
         _ => value::UCS4,
     };
-    put(machine, at, field, kind, cut, bytes);
+    put(thread, at, field, kind, cut, bytes);
     Some(())
+}
+
+/// `sizeof(PyASCIIObject)` from 3.12 on; before, and of a debug build, 8 more.
+const ASCII_DATA: u64 = 40;
+
+/// Copies what `beginning` holds of a text, and at times some of what follows: both ends have the room, and no branches are
+/// quicker than few bytes. Fields begin at multiples of 4.
+///
+/// # Safety
+/// 80 bytes can be read and written.
+#[inline(always)]
+unsafe fn copy(to: *mut u32, from: *const u32) {
+    let mut i = 0;
+    while i < 20 {
+        // SAFETY: the caller's.
+        unsafe { to.add(i).write(from.add(i).read()) };
+        i += 1;
+    }
 }
 
 /// The name of a type: a C string.
 #[inline(always)]
-fn type_name(machine: &Machine, layout: &Layout, type_: u64, operation: *const Op) {
+fn type_name(thread: *mut Thread, layout: &Layout, type_: u64, operation: *const Op) {
     // SAFETY: an element of PLANS.
     let field = unsafe { (*operation).field };
     let Some(name) = pointer(type_ + u64::from(layout.type_name)) else { return };
-    let Some(at) = room(machine, 128) else { return };
+    let Some(at) = room(thread, 128) else { return };
     // SAFETY: `at` is masked; the record has room for 128 bytes behind every place.
     let len = unsafe {
-        let record = Thread::record(machine.context.thread);
+        let record = Thread::record(thread);
         bpf_probe_read_user_str(record.add(at as usize + 8).cast(), 128, name as *const c_void)
     };
     if len > 1 && len <= 128 {
         let cut = u8::from(len == 128);
-        put(machine, at, field, value::UTF8, cut, len as u64 - 1);
+        put(thread, at, field, value::UTF8, cut, len as u64 - 1);
     }
 }

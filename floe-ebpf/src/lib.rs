@@ -424,8 +424,9 @@ pub mod instance_style {
 }
 
 shared! {
-    /// Remembers, for one hop and one type, where the attribute was (map `HOPS`). Every use checks it against the target's memory.
-    pub struct HopEntry [72] {
+    /// Remembers, for one hop and one type, where the attribute was (map `HOPS`). Every use checks it, against the target's
+    /// memory or by the type's version.
+    pub struct HopEntry [88] {
         /// The type (attributes) or 0.
         pub type_: u64,
         /// The keys object; 0 where only the index is a hint (per-instance dicts).
@@ -443,7 +444,11 @@ shared! {
         pub flags: u64,
         /// Address of the key in the keys object, where `keys` is not 0.
         pub slot: u64,
-        /// Slots and named tuples: the type.
+        /// Index in the keys that all instances of a type share, which no key leaves before the type dies (3.11 on), while
+        /// the type has the version that is in the high half: an interpreter gives none to a second type. Then the index
+        /// again, exclusive-or type and process, so that two CPUs that write the entry at once cannot mix two of them.
+        pub proved: [u64; 2],
+        /// Slots and named tuples: the type, exclusive-or the process's epoch in the high half.
         pub member_type: u64,
         /// Where it keeps the attribute ([`member`], low half), or 0 if it does not, in this version of the type (high half).
         pub member: u64,

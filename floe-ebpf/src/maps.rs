@@ -1,7 +1,10 @@
 //! The maps, and the state of a thread.
 
+use core::ffi::c_void;
+
 use aya_ebpf::{
     bindings::BPF_F_NO_PREALLOC,
+    helpers::generated::bpf_loop,
     macros::map,
     maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
 };
@@ -10,6 +13,8 @@ use floe_ebpf::{
     MAX_LAYOUTS, MAX_LOOPS, MAX_PLANS, MAX_REGS, MAX_STACK, MAX_STR, MODULE_NAME_LEN, Plan, ProcessInfo, RECORD_LEN,
     Settings,
 };
+
+use crate::{capture::Call, python::Table};
 
 /// An armed call that is open in a thread.
 #[repr(C)]
@@ -50,6 +55,12 @@ pub struct Loop {
     /// The operation after EACH.
     pub start: u64,
 }
+
+/// Values and arguments that are read together, and words of an object: one read costs what its calls cost, whatever its
+/// length. The first is a power of two.
+pub const NEAR_VALUES: usize = 16;
+pub const NEAR_ARGUMENTS: usize = 8;
+pub const BEGINNING: usize = 16;
 
 /// `Frame::probe` of the import of any module.
 pub const IMPORT: u32 = u32::MAX - 1;
@@ -93,6 +104,15 @@ pub struct Thread {
     pub call_max: u64,
     pub call_hop: u64,
     pub call_cursor: u64,
+    /// The call whose values are captured.
+    pub call: Call,
+    /// What is scanned, and for which key.
+    pub table: Table,
+    pub scan_key: u64,
+    /// A look-up in classes: address of the first one, the wanted key, and what was found under it.
+    pub classes: u64,
+    pub class_key: u64,
+    pub class_value: u64,
     /// Result of a scan: index plus one, the key's str object, its hash.
     pub found: u64,
     pub found_key: u64,
@@ -101,8 +121,16 @@ pub struct Thread {
     /// one object find it once.
     pub last_object: u64,
     pub last_type: u64,
+    pub last_version: u64,
     pub last_values: u64,
-    pub last_keys: u64,
+    /// The first items of the values array at `near_values` (0: of none).
+    pub near_values: u64,
+    pub near: [u64; NEAR_VALUES],
+    /// The first positional arguments of the call, and how many of them were read.
+    pub arguments: [u64; NEAR_ARGUMENTS],
+    pub arguments_read: u64,
+    /// The beginning of an object.
+    pub beginning: [u64; BEGINNING],
     pub loops: [Loop; MAX_LOOPS],
     pub regs: [u64; MAX_REGS],
     pub key: [u64; floe_ebpf::KEY_LEN / 8],
@@ -207,6 +235,21 @@ pub fn add(counter: Counter, n: u64) {
 #[inline(always)]
 pub fn settings() -> Option<&'static Settings> {
     SETTINGS.get(0)
+}
+
+/// Calls `step` at most `turns` times, until it gives another number than 0. What it is passed has to be on the stack.
+#[inline(always)]
+pub fn repeat(turns: u32, step: unsafe extern "C" fn(u32, *mut *mut Thread) -> i64, thread: *mut Thread) {
+    let mut thread = thread;
+    // SAFETY: the callback and its argument fit together; the argument outlives the call.
+    unsafe { bpf_loop(turns, step as *mut c_void, (&raw mut thread).cast(), 0) };
+}
+
+/// The layout of the thread's interpreter.
+#[inline(always)]
+pub fn layout(thread: *const Thread) -> Option<&'static Layout> {
+    // SAFETY: a map value.
+    LAYOUTS.get(unsafe { (*thread).process.layout })
 }
 
 /// Adds to an element of a map, atomically (probes can be preempted), and gives the value before.

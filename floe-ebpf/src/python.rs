@@ -3,13 +3,10 @@
 //! Layouts and rules: `floe-agent/src/python/layout.rs`. A look-up that fails gives 0 (no object). What the cache remembers
 //! is checked against the target's memory at every use, so a stale entry costs a scan and never gives a wrong value.
 
-use core::ffi::c_void;
-
-use aya_ebpf::helpers::generated::bpf_loop;
-use floe_ebpf::{Counter, HOP_WAYS, HopEntry, Key, Layout, MAX_SCAN, instance_style, key, keys_style, member};
+use floe_ebpf::{Counter, HOP_WAYS, HopEntry, Layout, MAX_SCAN, instance_style, key, keys_style, member};
 
 use crate::{
-    maps::{HOPS, KEYS, Thread, count},
+    maps::{HOPS, KEYS, NEAR_VALUES, Thread, count, layout, repeat},
     user::{masked, pointer, read, read_bytes, word},
 };
 
@@ -70,19 +67,21 @@ pub fn is_control_flow(layout: &Layout, type_: u64) -> bool {
         || (first == NAMES[2][0] && six == NAMES[2][1])
 }
 
-/// A table of keys that can be scanned: a dict's entries, or a tuple of keyword names.
+/// A table of keys that can be scanned: a dict's entries, or a tuple of keyword names. There is one for each thread: the
+/// programs' stack is small.
+#[repr(C)]
 #[derive(Clone, Copy)]
-struct Table {
-    entries: u64,
-    stride: u64,
-    key_offset: u64,
-    value_offset: u64,
-    len: u64,
+pub struct Table {
+    pub entries: u64,
+    pub stride: u64,
+    pub key_offset: u64,
+    pub value_offset: u64,
+    pub len: u64,
 }
 
 /// The entries of a `PyDictKeysObject`.
 #[inline(always)]
-fn keys_table(layout: &Layout, keys: u64) -> Option<Table> {
+fn keys_table(thread: *mut Thread, layout: &Layout, keys: u64) -> Option<&'static Table> {
     let len: u64;
     let entries: u64;
     let mut general = true;
@@ -109,41 +108,33 @@ fn keys_table(layout: &Layout, keys: u64) -> Option<Table> {
         entries = keys + 40 + size * width;
         len = head[4];
     }
-    Some(if general {
-        Table { entries, stride: 24, key_offset: 8, value_offset: 16, len }
-    } else {
-        Table { entries, stride: 16, key_offset: 0, value_offset: 8, len }
-    })
-}
-
-#[repr(C)]
-struct Scan {
-    thread: *mut Thread,
-    key: *const Key,
-    layout: *const Layout,
-    /// Address of the first key.
-    first: u64,
-    stride: u64,
+    // SAFETY: a map value.
+    let table = unsafe { &mut (*thread).table };
+    table.entries = entries;
+    table.len = len;
+    (table.stride, table.key_offset, table.value_offset) = if general { (24, 8, 16) } else { (16, 0, 8) };
+    Some(table)
 }
 
 /// One step of a scan: is key `index` the wanted one?
-unsafe extern "C" fn scan_step(index: u32, scan: *mut c_void) -> i64 {
-    // SAFETY: `scan` is the context that `scan` below passed to bpf_loop; the pointers in it are map values.
+unsafe extern "C" fn scan_step(index: u32, thread: *mut *mut Thread) -> i64 {
+    // SAFETY: the context that `scan` below passed, a map value.
     unsafe {
-        let scan = &mut *scan.cast::<Scan>();
+        let thread = *thread;
         let index = u64::from(index);
-        let Some(object) = pointer(scan.first + index * scan.stride) else { return 0 };
-        let Some([len, hash]) = read::<[u64; 2]>(object + STR_LENGTH) else { return 0 };
-        let key = &*scan.key;
+        let table = &(*thread).table;
+        let Some(object) = pointer(table.entries + table.key_offset + index * table.stride) else { return 0 };
+        let Some(len) = read::<u64>(object + STR_LENGTH) else { return 0 };
+        let Some(key) = KEYS.get((*thread).scan_key as u32) else { return 1 };
         if len != key.len {
             return 0;
         }
-        let layout = &*scan.layout;
+        let Some(layout) = layout(thread) else { return 1 };
         let Some(state) = read::<u32>(object + u64::from(layout.str_state)) else { return 0 };
         if state & COMPACT_ASCII != COMPACT_ASCII {
             return 0;
         }
-        let text = &mut (*scan.thread).key;
+        let text = &mut (*thread).key;
         // Word by word: `memset` is a call and a loop, which the verifier walks each time.
         let mut i = 0;
         while i < 8 {
@@ -168,7 +159,7 @@ unsafe extern "C" fn scan_step(index: u32, scan: *mut c_void) -> i64 {
             Some(flags) if flags & UNICODE_SUBCLASS != 0 => {}
             _ => return 0,
         }
-        let thread = scan.thread;
+        let Some(hash) = read::<u64>(object + STR_LENGTH + 8) else { return 0 };
         (*thread).found = index + 1;
         (*thread).found_key = object;
         (*thread).found_hash = hash;
@@ -176,30 +167,17 @@ unsafe extern "C" fn scan_step(index: u32, scan: *mut c_void) -> i64 {
     }
 }
 
-/// Where a look-up happens: everything it needs, in one place on the stack.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct Context {
-    pub thread: *mut Thread,
-    pub layout: *const Layout,
-}
-
-/// Scans `table` for the key; its index plus one, or 0. The key's str object and hash are in the thread's state.
+/// Scans the thread's table for the key; its index plus one, or 0. The key's str object and hash are in the thread's state.
 #[inline(always)]
-fn scan(context: &Context, table: &Table, key: *const Key) -> u64 {
-    let mut scan = Scan {
-        thread: context.thread,
-        key,
-        layout: context.layout,
-        first: table.entries + table.key_offset,
-        stride: table.stride,
-    };
-    let len = if table.len > u64::from(MAX_SCAN) { u64::from(MAX_SCAN) } else { table.len };
-    // SAFETY: the callback and its context fit together; the context outlives the call.
+fn scan(thread: *mut Thread, key: u32) -> u64 {
+    // SAFETY: a map value.
     unsafe {
-        (*context.thread).found = 0;
-        bpf_loop(len as u32, scan_step as *mut c_void, (&raw mut scan).cast(), 0);
-        (*context.thread).found
+        let len = (*thread).table.len;
+        let len = if len > u64::from(MAX_SCAN) { u64::from(MAX_SCAN) } else { len };
+        (*thread).scan_key = u64::from(key);
+        (*thread).found = 0;
+        repeat(len as u32, scan_step, thread);
+        (*thread).found
     }
 }
 
@@ -224,7 +202,7 @@ fn hop_entry(hop: u32, type_: u64) -> Option<*mut HopEntry> {
 
 /// Index of the key in `table`, by the cache or by a scan; stores what a scan found. `None`: not there.
 #[inline(always)]
-fn find(context: &Context, table: &Table, key: u32, type_: u64, entry: *mut HopEntry) -> Option<u64> {
+fn find(thread: *mut Thread, table: &Table, key: u32, type_: u64, entry: *mut HopEntry) -> Option<u64> {
     // SAFETY: `entry` points to an element of HOPS. Another CPU may write it at the same time: a mixed entry fails the check.
     unsafe {
         let cached = &*entry;
@@ -232,16 +210,15 @@ fn find(context: &Context, table: &Table, key: u32, type_: u64, entry: *mut HopE
             return Some(u64::from(cached.index));
         }
         count(Counter::HopMisses);
-        let key = KEYS.get_ptr(key)?;
-        let found = scan(context, table, key);
+        let found = scan(thread, key);
         if found == 0 {
             return None;
         }
         let entry = &mut *entry;
         entry.type_ = type_;
         entry.keys = 0;
-        entry.key = (*context.thread).found_key;
-        entry.hash = (*context.thread).found_hash;
+        entry.key = (*thread).found_key;
+        entry.hash = (*thread).found_hash;
         entry.index = (found - 1) as u32;
         Some(found - 1)
     }
@@ -249,13 +226,12 @@ fn find(context: &Context, table: &Table, key: u32, type_: u64, entry: *mut HopE
 
 /// The value under a str key in a dict.
 #[inline(always)]
-fn dict_value(context: &Context, dict: u64, key: u32, type_: u64, entry: *mut HopEntry) -> Option<u64> {
-    // SAFETY: an element of LAYOUTS.
-    let layout = unsafe { &*context.layout };
+fn dict_value(thread: *mut Thread, dict: u64, key: u32, type_: u64, entry: *mut HopEntry) -> Option<u64> {
+    let layout = layout(thread)?;
     let keys = pointer(dict + u64::from(layout.dict_keys))?;
     let values = read::<u64>(dict + u64::from(layout.dict_values))?;
-    let table = keys_table(layout, keys)?;
-    let index = find(context, &table, key, type_, entry)?;
+    let table = keys_table(thread, layout, keys)?;
+    let index = find(thread, table, key, type_, entry)?;
     if values == 0 {
         pointer(table.entries + index * table.stride + table.value_offset)
     } else {
@@ -274,10 +250,10 @@ pub struct DictValues {
 
 /// The values of a dict.
 #[inline(always)]
-pub fn dict_values(layout: &Layout, dict: u64) -> Option<DictValues> {
+pub fn dict_values(thread: *mut Thread, layout: &Layout, dict: u64) -> Option<DictValues> {
     let keys = pointer(dict + u64::from(layout.dict_keys))?;
     let values = read::<u64>(dict + u64::from(layout.dict_values))?;
-    let table = keys_table(layout, keys)?;
+    let table = keys_table(thread, layout, keys)?;
     let (values, value_stride) = if values == 0 {
         (table.entries + table.value_offset, table.stride)
     } else {
@@ -294,16 +270,15 @@ pub fn dict_values(layout: &Layout, dict: u64) -> Option<DictValues> {
 
 /// The value under a str key in a dict, or 0.
 #[inline(never)]
-pub extern "C" fn dict_item(context: &Context, dict: u64, key: u32, hop: u32) -> u64 {
-    // SAFETY: an element of LAYOUTS.
-    let layout = unsafe { &*context.layout };
+pub extern "C" fn dict_item(thread: *mut Thread, dict: u64, key: u32, hop: u32) -> u64 {
+    let Some(layout) = layout(thread) else { return 0 };
     let Some(type_) = type_of(dict) else { return 0 };
     match type_flags(layout, type_) {
         Some(flags) if flags & DICT_SUBCLASS != 0 => {}
         _ => return 0,
     }
     let Some(entry) = hop_entry(hop, type_) else { return 0 };
-    dict_value(context, dict, key, type_, entry).unwrap_or(0)
+    dict_value(thread, dict, key, type_, entry).unwrap_or(0)
 }
 
 /// The address where an instance of a type without managed dict keeps its dict pointer.
@@ -324,13 +299,17 @@ fn dict_slot(layout: &Layout, object: u64, type_: u64) -> Option<u64> {
     Some(object.wrapping_add(end as u64).wrapping_add(offset as u64))
 }
 
-/// An attribute of `object`, or 0: of its own dict, in a slot, or an item of a named tuple.
+/// An attribute of `object` that is in its own dict, or 0.
 #[inline(never)]
-pub extern "C" fn attribute(context: &Context, object: u64, key: u32, hop: u32) -> u64 {
-    match lookup(context, object, key, hop) {
-        Some(value) => value,
-        None => of_type(context, object, key, hop).unwrap_or(0),
-    }
+pub extern "C" fn attribute(thread: *mut Thread, object: u64, key: u32, hop: u32) -> u64 {
+    lookup(thread, object, key, hop).unwrap_or(0)
+}
+
+/// An attribute of `object` that is in a slot, or an item of a named tuple, or 0. Not called by `attribute`: the stacks
+/// of all that is called are one.
+#[inline(never)]
+pub extern "C" fn attribute_of_type(thread: *mut Thread, object: u64, key: u32, hop: u32) -> u64 {
+    of_type(thread, object, key, hop).unwrap_or(0)
 }
 
 /// `Py_TPFLAGS_VALID_VERSION_TAG`.
@@ -340,9 +319,8 @@ const MAX_MRO: u64 = 32;
 
 /// An attribute whose place the type knows.
 #[inline(always)]
-fn of_type(context: &Context, object: u64, key: u32, hop: u32) -> Option<u64> {
-    // SAFETY: an element of LAYOUTS.
-    let layout = unsafe { &*context.layout };
+fn of_type(thread: *mut Thread, object: u64, key: u32, hop: u32) -> Option<u64> {
+    let layout = layout(thread)?;
     let type_ = type_of(object)?;
     let entry = hop_entry(hop, type_)?;
     let mut version = u64::from(read::<u32>(type_ + u64::from(layout.type_version))?);
@@ -350,15 +328,17 @@ fn of_type(context: &Context, object: u64, key: u32, hop: u32) -> Option<u64> {
         version = 0;
     }
     // SAFETY: an element of HOPS. Another CPU may write it at the same time: a version belongs to one type only.
-    let (known_type, known) = unsafe { ((*entry).member_type, (*entry).member) };
-    let place = if version != 0 && known_type == type_ && known >> 32 == version {
+    let (known_type, known, epoch) = unsafe { ((*entry).member_type, (*entry).member, (*thread).process.epoch) };
+    // Versions count within a process, and the table is all processes'.
+    let here = type_ ^ u64::from(epoch) << 32;
+    let place = if version != 0 && known_type == here && known >> 32 == version {
         known as u32
     } else {
         count(Counter::HopMisses);
-        let place = find_member(context, type_, key);
+        let place = find_member(thread, type_, key);
         // SAFETY: as above.
         unsafe {
-            (*entry).member_type = type_;
+            (*entry).member_type = here;
             (*entry).member = version << 32 | u64::from(place);
         }
         place
@@ -376,72 +356,67 @@ fn of_type(context: &Context, object: u64, key: u32, hop: u32) -> Option<u64> {
     }
 }
 
-#[repr(C)]
-struct Walk {
-    context: *const Context,
-    /// The first class.
-    classes: u64,
-    key: u32,
-    reserved: u32,
-    /// What the first class that has the key has under it.
-    found: u64,
-}
-
 /// Looks the key up in one class.
-unsafe extern "C" fn class_step(index: u32, walk: *mut c_void) -> i64 {
-    // SAFETY: the context that `class_attribute` passed.
+unsafe extern "C" fn class_step(index: u32, thread: *mut *mut Thread) -> i64 {
+    // SAFETY: the context that `class_attribute` passed, a map value.
     unsafe {
-        let walk = &mut *walk.cast::<Walk>();
-        let context = &*walk.context;
-        let layout = &*context.layout;
-        let Some(class) = pointer(walk.classes + u64::from(index) * 8) else { return 1 };
+        let thread = *thread;
+        let Some(layout) = layout(thread) else { return 1 };
+        let Some(class) = pointer((*thread).classes + u64::from(index) * 8) else { return 1 };
         // NULL for the interpreter's own static types from 3.12 on.
         let Some(dict) = pointer(class + u64::from(layout.type_dict)) else { return 0 };
         let Some(keys) = pointer(dict + u64::from(layout.dict_keys)) else { return 0 };
-        let Some(table) = keys_table(layout, keys) else { return 0 };
-        let Some(key) = KEYS.get_ptr(walk.key) else { return 1 };
-        let found = scan(context, &table, key);
+        let Some(table) = keys_table(thread, layout, keys) else { return 0 };
+        let found = scan(thread, (*thread).class_key as u32);
         if found == 0 {
             return 0;
         }
-        walk.found = pointer(table.entries + (found - 1) * table.stride + table.value_offset).unwrap_or(0);
+        (*thread).class_value = pointer(table.entries + (found - 1) * table.stride + table.value_offset).unwrap_or(0);
         1
     }
 }
 
 /// What a class or its bases have under a key, or 0.
+#[inline(always)]
+fn class_attribute(thread: *mut Thread, type_: u64, key: u32) -> u64 {
+    // SAFETY: a map value.
+    unsafe { (*thread).class_key = u64::from(key) };
+    class_key(thread, type_)
+}
+
 #[inline(never)]
-extern "C" fn class_attribute(context: &Context, type_: u64, key: u32) -> u64 {
-    // SAFETY: an element of LAYOUTS.
-    let layout = unsafe { &*context.layout };
+extern "C" fn class_key(thread: *mut Thread, type_: u64) -> u64 {
+    let Some(layout) = layout(thread) else { return 0 };
     let Some(mro) = pointer(type_ + u64::from(layout.type_mro)) else { return 0 };
     let Some(len) = read::<u64>(mro + OB_SIZE) else { return 0 };
     let len = if len > MAX_MRO { MAX_MRO } else { len };
-    let mut walk = Walk { context, classes: mro + u64::from(layout.tuple_items), key, reserved: 0, found: 0 };
-    // SAFETY: the callback and its context fit together; the context outlives the call.
-    unsafe { bpf_loop(len as u32, class_step as *mut c_void, (&raw mut walk).cast(), 0) };
-    walk.found
+    // SAFETY: a map value; the callback and its context fit together.
+    unsafe {
+        (*thread).classes = mro + u64::from(layout.tuple_items);
+        (*thread).class_value = 0;
+        repeat(len as u32, class_step, thread);
+        (*thread).class_value
+    }
 }
 
 /// Where instances of a type keep an attribute (`member`), or 0.
 #[inline(always)]
-fn find_member(context: &Context, type_: u64, key: u32) -> u32 {
-    find_item(context, type_, key).or_else(|| find_slot(context, type_, key)).unwrap_or(0)
+fn find_member(thread: *mut Thread, type_: u64, key: u32) -> u32 {
+    find_item(thread, type_, key).or_else(|| find_slot(thread, type_, key)).unwrap_or(0)
 }
 
 /// The index of an attribute of a named tuple.
 #[inline(always)]
-fn find_item(context: &Context, type_: u64, key: u32) -> Option<u32> {
-    // SAFETY: an element of LAYOUTS.
-    let layout = unsafe { &*context.layout };
+fn find_item(thread: *mut Thread, type_: u64, key: u32) -> Option<u32> {
+    let layout = layout(thread)?;
     if type_flags(layout, type_)? & TUPLE_SUBCLASS == 0 {
         return None;
     }
-    let names = class_attribute(context, type_, key::FIELDS);
+    let names = class_attribute(thread, type_, key::FIELDS);
     if names == 0 || type_flags(layout, type_of(names)?)? & TUPLE_SUBCLASS == 0 {
         return None;
     }
-    match keyword(context, names, key) {
+    match keyword(thread, names, key) {
         0 => None,
         found => Some(member::ITEM | (found - 1) as u32),
     }
@@ -449,12 +424,13 @@ fn find_item(context: &Context, type_: u64, key: u32) -> Option<u32> {
 
 /// The offset of a slot.
 #[inline(always)]
-fn find_slot(context: &Context, type_: u64, key: u32) -> Option<u32> {
+fn find_slot(thread: *mut Thread, type_: u64, key: u32) -> Option<u32> {
     const T_OBJECT: u32 = 6;
     const T_OBJECT_EX: u32 = 16;
-    // SAFETY: an element of LAYOUTS; a map value.
-    let (layout, member_type) = unsafe { (&*context.layout, (*context.thread).process.member_type) };
-    let descriptor = class_attribute(context, type_, key);
+    let layout = layout(thread)?;
+    // SAFETY: a map value.
+    let member_type = unsafe { (*thread).process.member_type };
+    let descriptor = class_attribute(thread, type_, key);
     if descriptor == 0 || type_of(descriptor)? != member_type {
         return None;
     }
@@ -470,61 +446,129 @@ fn find_slot(context: &Context, type_: u64, key: u32) -> Option<u32> {
 }
 
 #[inline(always)]
-fn lookup(context: &Context, object: u64, key: u32, hop: u32) -> Option<u64> {
-    let thread = context.thread;
+fn lookup(thread: *mut Thread, object: u64, key: u32, hop: u32) -> Option<u64> {
+    let thread = thread;
     // SAFETY: a map value that belongs to this thread.
     if unsafe { (*thread).last_object } != object {
-        let type_ = type_of(object)?;
+        let head = head(thread, object)?;
+        let type_ = head[HEAD_TYPE];
         let entry = hop_entry(hop, type_)?;
-        match storage(context, object, type_, entry)? {
+        match storage(thread, object, &head, entry)? {
             (values, 0) => {
-                // SAFETY: an element of LAYOUTS.
-                let layout = unsafe { &*context.layout };
-                let keys = pointer(type_ + u64::from(layout.type_cached_keys))?;
+                let layout = layout(thread)?;
+                let version = read::<u32>(type_ + u64::from(layout.type_version))?;
                 // SAFETY: as above.
                 unsafe {
                     (*thread).last_type = type_;
-                    (*thread).last_values = values;
-                    (*thread).last_keys = keys;
+                    (*thread).last_version = u64::from(version);
+                    (*thread).last_values = values + u64::from(layout.values_items);
+                    (*thread).near_values = 0;
                     (*thread).last_object = object;
                 }
             }
-            (_, dict) => return dict_value(context, dict, key, type_, entry),
+            (_, dict) => return dict_value(thread, dict, key, type_, entry),
         }
     }
     // SAFETY: as above.
-    let (type_, values, keys) = unsafe { ((*thread).last_type, (*thread).last_values, (*thread).last_keys) };
+    let (type_, version, values) = unsafe { ((*thread).last_type, (*thread).last_version, (*thread).last_values) };
     let entry = hop_entry(hop, type_)?;
+    // SAFETY: an element of HOPS; a map value.
+    let ([proof, again], epoch) = unsafe { ((*entry).proved, (*thread).process.epoch) };
+    let of = type_.rotate_left(16) ^ u64::from(epoch) << 32;
+    let index = proof & 0xffff_ffff;
+    let index = if version != 0 && proof >> 32 == version && again == of ^ index {
+        index
+    } else {
+        let index = shared_index(thread, key, type_, entry)?;
+        // SAFETY: an element of HOPS.
+        unsafe { (*entry).proved = [version << 32 | index, of ^ index] };
+        index
+    };
+    value_at(thread, values, index)
+}
+
+/// Item `index` of a values array: the first ones are read together, as several are often wanted.
+#[inline(always)]
+fn value_at(thread: *mut Thread, values: u64, index: u64) -> Option<u64> {
+    if index < NEAR_VALUES as u64 {
+        // SAFETY: a map value; the index is masked to the length.
+        unsafe {
+            let near = (&raw mut (*thread).near).cast::<u64>();
+            if (*thread).near_values != values {
+                (*thread).near_values = 0;
+                if !read_bytes(near.cast(), 8 * NEAR_VALUES as u32, values) {
+                    return pointer(values + index * 8); // the end of the memory is near
+                }
+                (*thread).near_values = values;
+            }
+            let value = *near.add(masked!(index, 15) as usize);
+            return if value == 0 { None } else { Some(value) };
+        }
+    }
+    pointer(values + index * 8)
+}
+
+/// Index of a key in the keys that the instances of a type share, checked by the keys themselves.
+#[inline(always)]
+fn shared_index(thread: *mut Thread, key: u32, type_: u64, entry: *mut HopEntry) -> Option<u64> {
+    let layout = layout(thread)?;
+    let keys = pointer(type_ + u64::from(layout.type_cached_keys))?;
     // SAFETY: an element of HOPS.
     let cached = unsafe { &*entry };
-    let index = if cached.type_ == type_
+    if cached.type_ == type_
         && cached.keys == keys
         && read::<u64>(cached.slot) == Some(cached.key)
         && read::<u64>(cached.key + STR_LENGTH + 8) == Some(cached.hash)
     {
-        u64::from(cached.index)
-    } else {
-        // SAFETY: an element of LAYOUTS.
-        let layout = unsafe { &*context.layout };
-        let table = keys_table(layout, keys)?;
-        let index = find(context, &table, key, type_, entry)?;
-        // SAFETY: an element of HOPS.
-        unsafe {
-            (*entry).slot = table.entries + index * table.stride + table.key_offset;
-            (*entry).keys = keys;
+        return Some(u64::from(cached.index));
+    }
+    let table = keys_table(thread, layout, keys)?;
+    let index = find(thread, table, key, type_, entry)?;
+    // SAFETY: an element of HOPS.
+    unsafe {
+        (*entry).slot = table.entries + index * table.stride + table.key_offset;
+        (*entry).keys = keys;
+    }
+    Some(index)
+}
+
+/// What is around the beginning of an object, from `HEAD_BEFORE` bytes before it on: where its values or its dict are,
+/// the garbage collector's two words, reference count, type, and the first word of its own.
+type Head = [u64; 7];
+const HEAD_BEFORE: u64 = 32;
+/// 3.11: values, then dict. Later: the second is either.
+const HEAD_VALUES: usize = 0;
+const HEAD_DICT: usize = 1;
+const HEAD_TYPE: usize = 5;
+const HEAD_FIRST: usize = 6;
+
+/// Reads the head in one go, as far as it is there.
+#[inline(always)]
+fn head(thread: *mut Thread, object: u64) -> Option<Head> {
+    let style = layout(thread)?.instance_style;
+    if style != instance_style::DICT
+        && let Some(head) = read::<Head>(object.wrapping_sub(HEAD_BEFORE))
+    {
+        return if head[HEAD_TYPE] == 0 { None } else { Some(head) };
+    }
+    // An object at the very beginning or end of its memory has nothing that would be missed.
+    let mut head = [0; 7];
+    head[HEAD_TYPE] = type_of(object)?;
+    if style != instance_style::DICT {
+        if let Some([values, dict]) = read::<[u64; 2]>(object.wrapping_sub(HEAD_BEFORE)) {
+            head[HEAD_VALUES] = values;
+            head[HEAD_DICT] = dict;
         }
-        index
-    };
-    // SAFETY: an element of LAYOUTS.
-    let items = u64::from(unsafe { (*context.layout).values_items });
-    pointer(values + items + index * 8)
+        head[HEAD_FIRST] = read::<u64>(object + OB_SIZE).unwrap_or(0);
+    }
+    Some(head)
 }
 
 /// Where an instance keeps its attributes: `(values array, 0)` or `(0, dict)`.
 #[inline(always)]
-fn storage(context: &Context, object: u64, type_: u64, entry: *mut HopEntry) -> Option<(u64, u64)> {
-    // SAFETY: an element of LAYOUTS.
-    let layout = unsafe { &*context.layout };
+fn storage(thread: *mut Thread, object: u64, head: &Head, entry: *mut HopEntry) -> Option<(u64, u64)> {
+    let layout = layout(thread)?;
+    let type_ = head[HEAD_TYPE];
     // SAFETY: an element of HOPS.
     let known = unsafe { (*entry).flags };
     let flags = if known != 0 && known >> 32 == type_ & 0xffff_ffff {
@@ -541,33 +585,32 @@ fn storage(context: &Context, object: u64, type_: u64, entry: *mut HopEntry) -> 
     if style == instance_style::DICT || flags & MANAGED_DICT == 0 {
         dict = pointer(dict_slot(layout, object, type_)?)?;
     } else if style == instance_style::VALUES_AND_DICT {
-        let [v, d] = read::<[u64; 2]>(object.wrapping_sub(32))?;
-        if v == 0 {
-            dict = d;
-        } else {
-            values = v;
+        values = head[HEAD_VALUES];
+        if values == 0 {
+            dict = head[HEAD_DICT];
         }
     } else if style == instance_style::TAGGED {
-        let word = read::<u64>(object.wrapping_sub(24))?;
+        let word = head[HEAD_DICT];
         if word & 1 == 0 {
             dict = word;
         } else {
             values = word + 1;
         }
     } else {
+        // PyDictValues: capacity, size, embedded, valid
         let mut valid = 0;
         if flags & INLINE_VALUES != 0 {
-            values = if style == instance_style::INLINE_HEADER {
-                object + 16
+            if style == instance_style::INLINE_HEADER {
+                values = object + OB_SIZE;
+                valid = (head[HEAD_FIRST] >> 24) & 0xff;
             } else {
-                object.wrapping_add(read::<u64>(type_ + u64::from(layout.type_basicsize))?)
-            };
-            // PyDictValues: capacity, size, embedded, valid
-            valid = read::<u32>(values)? >> 24;
+                values = object.wrapping_add(read::<u64>(type_ + u64::from(layout.type_basicsize))?);
+                valid = u64::from(read::<u32>(values)? >> 24);
+            }
         }
         if valid == 0 {
             values = 0;
-            dict = read::<u64>(object.wrapping_sub(24))?;
+            dict = head[HEAD_DICT];
         }
     }
     if values == 0 && dict == 0 {
@@ -578,12 +621,13 @@ fn storage(context: &Context, object: u64, type_: u64, entry: *mut HopEntry) -> 
 
 /// Index of the keyword `key` in a tuple of names, plus one, or 0.
 #[inline(never)]
-pub extern "C" fn keyword(context: &Context, names: u64, key: u32) -> u64 {
-    // SAFETY: an element of LAYOUTS.
-    let layout = unsafe { &*context.layout };
+pub extern "C" fn keyword(thread: *mut Thread, names: u64, key: u32) -> u64 {
+    let Some(layout) = layout(thread) else { return 0 };
     let Some(len) = read::<u64>(names + OB_SIZE) else { return 0 };
-    let Some(key) = KEYS.get_ptr(key) else { return 0 };
-    let table =
-        Table { entries: names + u64::from(layout.tuple_items), stride: 8, key_offset: 0, value_offset: 0, len };
-    scan(context, &table, key)
+    // SAFETY: a map value.
+    unsafe {
+        (*thread).table =
+            Table { entries: names + u64::from(layout.tuple_items), stride: 8, key_offset: 0, value_offset: 0, len };
+    }
+    scan(thread, key)
 }

@@ -16,13 +16,13 @@ use floe_ebpf::{
 };
 
 use crate::{
-    capture::Machine,
+    capture::run,
     maps::{
-        CONTEXTS, EVENTS, FUNCTIONS, Frame, IMPORT, LAYOUTS, MODULES, NEW_THREAD, PROCESSES, THREADS, Thread,
-        WANTED_IMPORT, count, settings,
+        CONTEXTS, EVENTS, FUNCTIONS, Frame, IMPORT, MODULES, NEAR_ARGUMENTS, NEW_THREAD, PROCESSES, THREADS, Thread,
+        WANTED_IMPORT, count, layout, settings,
     },
     programs::wait::{ask, record},
-    python::{Context, OB_SIZE, exception, is_control_flow},
+    python::{OB_SIZE, exception, is_control_flow},
     user::{ARGUMENTS, masked, pointer, read, read_bytes},
 };
 
@@ -265,6 +265,24 @@ fn read_exception(thread: *mut Thread, layout: &Layout, type_: u64, call: u64, a
     Some(())
 }
 
+/// Reads the first positional arguments, and gives the first, or 0.
+#[inline(always)]
+fn first_arguments(thread: *mut Thread, args: u64, count: u64) -> u64 {
+    // SAFETY: `thread` is a map value, and the length that of the field.
+    unsafe {
+        (*thread).arguments_read = 0;
+        if count == 0 {
+            return 0;
+        }
+        let arguments = (&raw mut (*thread).arguments).cast::<u64>();
+        if !read_bytes(arguments.cast(), 8 * NEAR_ARGUMENTS as u32, args) {
+            return pointer(args).unwrap_or(0); // the end of the memory is near
+        }
+        (*thread).arguments_read = NEAR_ARGUMENTS as u64;
+        *arguments
+    }
+}
+
 /// An armed function is called.
 #[uprobe(sleepable)]
 pub fn gate_enter(ctx: ProbeContext) -> u32 {
@@ -296,8 +314,7 @@ fn enter(ctx: &ProbeContext) -> Option<()> {
         count(Counter::ShedCalls);
         return None;
     }
-    // SAFETY: `thread` is a map value.
-    let layout = LAYOUTS.get(unsafe { (*thread).process.layout })?;
+    let layout = layout(thread)?;
     if read::<u64>(function + u64::from(layout.function_code)) != Some(info.code) {
         count(Counter::OtherCode);
         return None;
@@ -311,7 +328,7 @@ fn enter(ctx: &ProbeContext) -> Option<()> {
         enter_import(thread, layout, frame);
         return Some(());
     }
-    let object = if nargsf & ARGUMENTS == 0 { 0 } else { pointer(args).unwrap_or(0) };
+    let object = first_arguments(thread, args, nargsf & ARGUMENTS);
     // SAFETY: `thread` is a map value.
     let epoch = unsafe { (*thread).process.epoch };
     if traits & function_flags::CONTEXT_EXIT != 0 && CONTEXTS.remove(ContextKey { epoch, reserved: 0, object }).is_err()
@@ -364,9 +381,16 @@ fn enter(ctx: &ProbeContext) -> Option<()> {
         count(Counter::ShedPlans);
         flags |= enter_flags::FIELDS_CUT;
     } else if info.enter_plan != NO_PLAN {
-        let mut machine =
-            Machine { context: Context { thread, layout }, function, args, nargsf, kwnames, result: 0, raised: 0 };
-        let (end, cut) = machine.run(info.enter_plan, len);
+        // SAFETY: `thread` is a map value.
+        unsafe {
+            (*thread).call.function = function;
+            (*thread).call.args = args;
+            (*thread).call.nargsf = nargsf;
+            (*thread).call.kwnames = kwnames;
+            (&raw mut (*thread).call.result).write_volatile(0);
+            (&raw mut (*thread).call.raised).write_volatile(0);
+        }
+        let (end, cut) = run(thread, info.enter_plan, len);
         len = end;
         if cut {
             flags |= enter_flags::FIELDS_CUT;
@@ -401,7 +425,10 @@ fn leave(ctx: &RetProbeContext) -> Option<()> {
     // SAFETY: the registers of the context. `ret` has popped the return address.
     let (result, sp) = unsafe { ((*ctx.regs).rax, (*ctx.regs).rsp - 8) };
     // SAFETY: `thread` is a map value.
-    unsafe { (*thread).sp = sp };
+    unsafe {
+        (*thread).sp = sp;
+        (*thread).arguments_read = 0;
+    }
     // Frames strictly below `sp` are gone without a return probe.
     drop_stale(thread, sp - 1);
     // SAFETY: `thread` is a map value; the index is masked.
@@ -410,17 +437,17 @@ fn leave(ctx: &RetProbeContext) -> Option<()> {
         if depth == 0 {
             return None;
         }
-        let frame = *Thread::frame(thread, masked!(depth - 1, 63));
-        if frame.sp != sp {
+        let frame = Thread::frame(thread, masked!(depth - 1, 63));
+        if (*frame).sp != sp {
             return None;
         }
         (*thread).depth = depth - 1;
-        frame
+        &*frame
     };
-    // SAFETY: `thread` is a map value.
-    let layout = LAYOUTS.get(unsafe { (*thread).process.layout })?;
+    let layout = layout(thread)?;
     if frame.probe >= WANTED_IMPORT {
-        return leave_import(thread, layout, &frame, result, sp);
+        leave_import(thread, frame.probe, frame.function, result);
+        return None;
     }
     // SAFETY: `thread` is a map value.
     unsafe { (*thread).calls = (*thread).calls.wrapping_sub(1) };
@@ -446,16 +473,16 @@ fn leave(ctx: &RetProbeContext) -> Option<()> {
         count(Counter::ShedPlans);
         flags |= enter_flags::FIELDS_CUT;
     } else if frame.exit_plan != NO_PLAN {
-        let mut machine = Machine {
-            context: Context { thread, layout },
-            function: frame.function,
-            args: frame.args,
-            nargsf: frame.nargsf,
-            kwnames: frame.kwnames,
-            result,
-            raised: u64::from(result == 0),
-        };
-        let (end, cut) = machine.run(frame.exit_plan, len);
+        // SAFETY: `thread` is a map value.
+        unsafe {
+            (*thread).call.function = frame.function;
+            (*thread).call.args = frame.args;
+            (*thread).call.nargsf = frame.nargsf;
+            (*thread).call.kwnames = frame.kwnames;
+            (*thread).call.result = result;
+            (*thread).call.raised = u64::from(result == 0);
+        }
+        let (end, cut) = run(thread, frame.exit_plan, len);
         len = end;
         if cut {
             flags |= enter_flags::FIELDS_CUT;
@@ -477,21 +504,22 @@ fn leave(ctx: &RetProbeContext) -> Option<()> {
 }
 
 /// A module body has run: if the module is in the catalogue, wait until its functions are armed.
-#[inline(always)]
-fn leave_import(thread: *mut Thread, layout: &Layout, frame: &Frame, result: u64, sp: u64) -> Option<()> {
-    let bound = settings()?.module_wait;
+#[inline(never)]
+extern "C" fn leave_import(thread: *mut Thread, probe: u32, module: u64, result: u64) {
+    let (Some(layout), Some(settings)) = (layout(thread), settings()) else { return };
     // SAFETY: `thread` is a map value.
-    let (epoch, deep, timeouts) = unsafe { ((*thread).process.epoch, (*thread).deep_import, (*thread).timeouts) };
-    if (frame.probe != WANTED_IMPORT || result == 0) && deep == 0 {
-        return None;
+    let (epoch, deep, timeouts, sp) =
+        unsafe { ((*thread).process.epoch, (*thread).deep_import, (*thread).timeouts, (*thread).sp) };
+    if (probe != WANTED_IMPORT || result == 0) && deep == 0 {
+        return;
     }
-    let mut ask_for = record(urgent::MODULE, epoch, halved(bound, timeouts), frame.function, deep);
-    if frame.probe == WANTED_IMPORT && module_name(thread, layout, frame.function) {
+    let mut ask_for = record(urgent::MODULE, epoch, halved(settings.module_wait, timeouts), module, deep);
+    if probe == WANTED_IMPORT && module_name(thread, layout, module) {
         // SAFETY: `thread` is a map value.
         ask_for.name = unsafe { (*thread).name };
         // SAFETY: the map is not resized.
         if unsafe { MODULES.get(&ask_for.name) } == Some(&module_wait::LONG) {
-            ask_for.bound = settings()?.long_wait;
+            ask_for.bound = settings.long_wait;
         }
     }
     // SAFETY: `thread` is a map value.
@@ -500,5 +528,4 @@ fn leave_import(thread: *mut Thread, layout: &Layout, frame: &Frame, result: u64
         // SAFETY: `thread` is a map value.
         unsafe { (*thread).timeouts += 1 };
     }
-    Some(())
 }
