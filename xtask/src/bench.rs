@@ -177,6 +177,10 @@ impl Bench {
         print("watched call, four str attributes", &each("watched_four")?, "ns");
         print("SDK span, four str attributes", &each("sdk_four")?, "ns");
         print("SDK span / watched call, four attributes", &ratio("sdk_four", "watched_four")?, "");
+        print("watched call, nothing captured, thread's CPU time", &each("watched_cpu")?, "ns");
+        print("watched call, four str attributes, thread's CPU time", &each("watched_four_cpu")?, "ns");
+        print("SDK span, four str attributes, thread's CPU time", &each("sdk_four_cpu")?, "ns");
+        print("SDK span / watched call, thread's CPU time", &ratio("sdk_four_cpu", "watched_four_cpu")?, "");
         Ok(())
     }
 
@@ -286,5 +290,5 @@ fn print(what: &str, values: &[f64], unit: &str) {
     let (Some(first), Some(last)) = (sorted.first(), sorted.last()) else { return };
     let median = sorted[sorted.len() / 2];
     let digits = if median.abs() >= 100.0 { 0 } else { 3 };
-    println!("  {what:<55} {median:>10.digits$} {unit:<3} ({first:.digits$} to {last:.digits$}, n={})", sorted.len());
+    println!("  {what:<58} {median:>10.digits$} {unit:<3} ({first:.digits$} to {last:.digits$}, n={})", sorted.len());
 }

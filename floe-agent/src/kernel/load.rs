@@ -59,12 +59,12 @@ pub enum KernelError {
     #[error("cannot load the eBPF object: {0}")]
     Object(#[from] EbpfError),
     /// A program does not load.
-    #[error("the kernel does not accept the eBPF program {program}: {source}; floe-agent needs Linux 6.0 or later")]
+    #[error("the kernel does not accept the eBPF program {program}: {reason}; floe-agent needs Linux 6.0 or later")]
     Program {
         /// Which.
         program: &'static str,
-        /// Why.
-        source: ProgramError,
+        /// Why, in one line; what else the verifier said goes to the log, at the level debug.
+        reason: String,
     },
     /// A program does not attach.
     #[error("cannot attach {site} to {target}: {source}")]
@@ -305,12 +305,12 @@ pub fn load(bounds: WaitBounds) -> Result<(Kernel, UrgentReader, EventReader, Co
     kernel.write_settings()?;
     for site in Site::ALL {
         let program = site.program();
-        kernel.uprobe(program).load().map_err(|source| KernelError::Program { program, source })?;
+        kernel.uprobe(program).load().map_err(|error| refused(program, &error))?;
     }
     for (program, tracepoint) in TRACEPOINTS {
         let raw: &mut RawTracePoint =
             kernel.ebpf.program_mut(program).and_then(|p| p.try_into().ok()).expect("the object has the program");
-        raw.load().map_err(|source| KernelError::Program { program, source })?;
+        raw.load().map_err(|error| refused(program, &error))?;
         raw.attach(tracepoint).map_err(|source| KernelError::Attach {
             site: program,
             target: format!("the tracepoint {tracepoint}"),
@@ -318,6 +318,30 @@ pub fn load(bounds: WaitBounds) -> Result<(Kernel, UrgentReader, EventReader, Co
         })?;
     }
     Ok((kernel, UrgentReader::new(urgent), EventReader::new(events), counters))
+}
+
+/// A program that does not load. The verifier's log has a line for each instruction: thousands.
+fn refused(program: &'static str, error: &ProgramError) -> KernelError {
+    let reason = match error {
+        ProgramError::LoadError { io_error, verifier_log } => {
+            let log = verifier_log.to_string();
+            tracing::debug!("the verifier on {program}:\n{log}");
+            match verdict(&log) {
+                Some(verdict) => format!("{verdict} ({io_error})"),
+                None => io_error.to_string(),
+            }
+        }
+        other => other.to_string(),
+    };
+    KernelError::Program { program, reason }
+}
+
+/// What the verifier objects to: the last line of its log but for its statistics.
+fn verdict(log: &str) -> Option<&str> {
+    let statistics = |line: &&str| {
+        ["verification time ", "stack depth ", "processed "].iter().any(|beginning| line.starts_with(beginning))
+    };
+    log.lines().map(str::trim).rfind(|line| !line.is_empty() && !statistics(line))
 }
 
 impl Kernel {
@@ -546,6 +570,14 @@ impl Kernel {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_refusal_is_the_last_thing_the_verifier_said() {
+        let log = "815: (b7) r4 = 0\n816: (85) call bpf_loop#181\nR3 type=map_value expected=fp\nverification time 13321 usec\n\
+                   stack depth 136+0\nprocessed 2113 insns (limit 1000000) max_states_per_insn 4\n";
+        assert_eq!(verdict(log), Some("R3 type=map_value expected=fp"));
+        assert_eq!(verdict("processed 0 insns (limit 1000000)\n"), None);
+    }
 
     #[test]
     fn the_programs_pass_the_verifier() {
