@@ -406,9 +406,9 @@ fn leaf(thread: *mut Thread, layout: &Layout, object: u64, operation: *const Op,
         let max = if in_library { (*thread).call_max as u32 } else { (*operation).max };
         (field_of(thread, operation), max, in_library)
     };
-    match leaf_value(thread, layout, object, field, max) {
-        Some(Leaf::Captured) => {}
-        Some(Leaf::Routine(start)) if !in_library => {
+    match leaf_value(thread, layout, object, field, max).unwrap_or(ABSENT) {
+        CAPTURED => {}
+        start if start != ABSENT && !in_library => {
             // SAFETY: as above.
             unsafe {
                 (*thread).back = pc + 1;
@@ -428,20 +428,19 @@ fn leaf(thread: *mut Thread, layout: &Layout, object: u64, operation: *const Op,
     }
 }
 
-enum Leaf {
-    Captured,
-    /// The library knows more.
-    Routine(u32),
-}
+/// What [`leaf_value`] gives, if not the beginning of a routine of the library that knows more. Numbers, and not an enum: of
+/// what an enum leaves open, kernels before 6.3 do not let a program copy even the bytes.
+const CAPTURED: u32 = u32::MAX;
+const ABSENT: u32 = u32::MAX - 1;
 
 #[inline(always)]
-fn leaf_value(thread: *mut Thread, layout: &Layout, object: u64, field: u8, max: u32) -> Option<Leaf> {
+fn leaf_value(thread: *mut Thread, layout: &Layout, object: u64, field: u8, max: u32) -> Option<u32> {
     // SAFETY: a map value.
     let process = unsafe { &(*thread).process };
     if object == process.none {
         let at = room(thread, 0)?;
         put(thread, at, field, value::NONE, 0, 0);
-        return Some(Leaf::Captured);
+        return Some(CAPTURED);
     }
     // Most values are short texts, and with their objects in one read.
     // SAFETY: a map value.
@@ -460,7 +459,7 @@ fn leaf_value(thread: *mut Thread, layout: &Layout, object: u64, field: u8, max:
     // ob_refcnt, ob_type, length, hash, state: of a str, and of anything else at least the first two
     if known != 0 && beginning[1] == process.str_type {
         text(thread, layout, object, beginning[2], beginning[4] as u32, known, field, max)?;
-        return Some(Leaf::Captured);
+        return Some(CAPTURED);
     }
     let type_ = type_of(object)?;
     let flags = type_flags(layout, type_)?;
@@ -468,7 +467,7 @@ fn leaf_value(thread: *mut Thread, layout: &Layout, object: u64, field: u8, max:
         let len = read::<u64>(object + OB_SIZE)?;
         let state = read::<u32>(object + u64::from(layout.str_state))?;
         text(thread, layout, object, len, state, 0, field, max)?;
-        return Some(Leaf::Captured);
+        return Some(CAPTURED);
     }
     if flags & LONG_SUBCLASS != 0 {
         let value = integer(layout, object)?;
@@ -477,24 +476,24 @@ fn leaf_value(thread: *mut Thread, layout: &Layout, object: u64, field: u8, max:
         } else {
             number(thread, field, value::INT, value as u64);
         }
-        return Some(Leaf::Captured);
+        return Some(CAPTURED);
     }
     let base = read::<u64>(type_ + u64::from(layout.type_base))?;
     if type_ == process.float_type || base == process.float_type {
         number(thread, field, value::FLOAT, read::<u64>(object + FIRST_FIELD)?);
-        return Some(Leaf::Captured);
+        return Some(CAPTURED);
     }
     if flags & (TUPLE_SUBCLASS | LIST_SUBCLASS | DICT_SUBCLASS) != 0 {
         return None;
     }
     match special(layout, type_, base) {
-        Special::Path => Some(Leaf::Routine(routine::PATH)),
-        Special::Uuid => Some(Leaf::Routine(routine::UUID)),
+        Special::Path => Some(routine::PATH),
+        Special::Uuid => Some(routine::UUID),
         Special::DateTime => {
             if datetime(thread, object, u32::from(field)) == 0 {
                 None
             } else {
-                Some(Leaf::Captured)
+                Some(CAPTURED)
             }
         }
         Special::Date => {
@@ -503,9 +502,9 @@ fn leaf_value(thread: *mut Thread, layout: &Layout, object: u64, field: u8, max:
             // SAFETY: as in `put`.
             unsafe { Thread::record(thread).add(at as usize + 8).cast::<u32>().write(digits) };
             put(thread, at, field, value::DATE, 0, 4);
-            Some(Leaf::Captured)
+            Some(CAPTURED)
         }
-        Special::None => Some(Leaf::Routine(routine::ENUM)),
+        Special::None => Some(routine::ENUM),
     }
 }
 
