@@ -700,7 +700,6 @@ fn text(
         cut = 1;
     }
     let at = room(thread, bytes)?;
-    let bytes = masked!(bytes, 4095);
     let start = data.wrapping_sub(object);
     // SAFETY: `at` and `bytes` are masked; the record has room behind its last place.
     let ok = unsafe {
@@ -710,7 +709,8 @@ fn text(
             copy(target.cast(), source.add(if start == ASCII_DATA { 10 } else { 12 }));
             true
         } else {
-            bytes == 0 || read_bytes(target, bytes as u32, data)
+            // Masked here: 6.12 forgets bounds where a sum with the number is compared.
+            bytes == 0 || read_bytes(target, masked!(bytes, 4095) as u32, data)
         }
     };
     if !ok {

@@ -167,13 +167,13 @@ impl Looker {
         // It runs while it is read: what is read may not fit together at the first try.
         for _ in 0..3 {
             let cached = CachedMemory::new(&memory);
-            let names = Interpreter::verify(&cached, &located.file, located.bias).ok().and_then(|interpreter| {
+            let packages = Interpreter::verify(&cached, &located.file, located.bias).ok().and_then(|interpreter| {
                 let modules = interpreter.modules(&cached, interpreter.main).ok()?;
-                Resolver::new(interpreter.heap(&cached), modules).module_names().ok()
+                let resolver = Resolver::new(interpreter.heap(&cached), modules);
+                let names = resolver.module_names().ok()?;
+                Some(names.filter_map(|name| name.split('.').next()).map(str::to_owned).collect::<HashSet<_>>())
             });
-            if let Some(names) = names {
-                let packages: HashSet<String> =
-                    names.iter().filter_map(|name| name.split('.').next()).map(str::to_owned).collect();
+            if let Some(packages) = packages {
                 return Some(packages.into_iter().collect());
             }
             std::thread::sleep(Duration::from_millis(2));

@@ -3,8 +3,9 @@
 //! `pkg.module` and `Class.method`, `function` or `outer.<locals>.inner` become the addresses of function objects. A name
 //! that a decorator has taken over is searched behind: what counts is the function whose *code* has the wanted name.
 
-use std::cell::RefCell;
+use std::cell::OnceCell;
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::ops::ControlFlow;
 
 use super::graph::Graph;
 use super::memory::MemoryError;
@@ -173,32 +174,41 @@ pub struct MethodDef {
 pub struct Resolver<'m> {
     heap: Heap<'m>,
     modules: UserAddr,
-    known: RefCell<HashMap<String, UserAddr>>,
+    known: OnceCell<HashMap<String, UserAddr>>,
 }
 
 impl<'m> Resolver<'m> {
     /// Resolves names with `modules`, the dict `sys.modules` of an interpreter.
     pub fn new(heap: Heap<'m>, modules: UserAddr) -> Self {
-        Self { heap, modules, known: RefCell::default() }
+        Self { heap, modules, known: OnceCell::new() }
     }
 
     /// A module that is imported. `None` in `sys.modules`, which forbids an import, does not count.
     pub fn module(&self, name: &str) -> Result<Option<UserAddr>> {
-        if let Some(&module) = self.known.borrow().get(name) {
-            return Ok(Some(module));
-        }
-        let module = self.heap.dict_get_newest(self.modules, name)?;
-        let module = module.filter(|&module| module != self.heap.types.none);
-        if let Some(module) = module {
-            self.known.borrow_mut().insert(name.to_owned(), module);
-        }
-        Ok(module)
+        Ok(self.imported()?.get(name).copied())
     }
 
     /// The names of all modules that are imported.
-    pub fn module_names(&self) -> Result<Vec<String>> {
-        let items = self.heap.dict(self.modules)?;
-        Ok(items.iter().filter_map(|&(name, _)| self.heap.name(name).ok()).collect())
+    pub fn module_names(&self) -> Result<impl Iterator<Item = &str>> {
+        Ok(self.imported()?.keys().map(String::as_str))
+    }
+
+    /// What is in `sys.modules`, read as a whole when it is first asked for: most of the modules that are asked for are
+    /// not there, and each of these would be looked for through all of it.
+    fn imported(&self) -> Result<&HashMap<String, UserAddr>> {
+        if let Some(known) = self.known.get() {
+            return Ok(known);
+        }
+        let mut modules = HashMap::new();
+        self.heap.dict_walk(self.modules, |name, module| {
+            if module != self.heap.types.none
+                && let Ok(name) = self.heap.name(name)
+            {
+                modules.insert(name, module);
+            }
+            ControlFlow::<()>::Continue(())
+        })?;
+        Ok(self.known.get_or_init(|| modules))
     }
 
     fn module_dict(&self, module: &str) -> Result<UserAddr> {

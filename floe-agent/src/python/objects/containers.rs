@@ -17,12 +17,6 @@ pub(super) struct Entries {
 }
 
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Order {
-    OldestFirst,
-    NewestFirst,
-}
-
-#[derive(Clone, Copy, Debug)]
 pub(super) enum Values {
     /// In the entry, at this offset.
     InEntry(usize),
@@ -114,7 +108,6 @@ impl Heap<'_> {
     pub(super) fn walk<T>(
         &self,
         entries: Entries,
-        order: Order,
         mut visit: impl FnMut(UserAddr, UserAddr) -> ControlFlow<T>,
     ) -> Result<Option<T>> {
         const CHUNK: usize = 128;
@@ -125,20 +118,12 @@ impl Heap<'_> {
         let mut done = 0;
         while done < entries.count {
             let count = CHUNK.min(entries.count - done);
-            let first = match order {
-                Order::OldestFirst => done,
-                Order::NewestFirst => entries.count - done - count,
-            };
             let chunk = &mut buf[..count * entries.stride];
-            self.mem.read(entries.start.offset((first * entries.stride) as u64), chunk)?;
+            self.mem.read(entries.start.offset((done * entries.stride) as u64), chunk)?;
             if let Values::Array(values) = entries.values {
-                self.mem.read(values.offset(8 * first as u64), &mut value_buf[..count * 8])?;
+                self.mem.read(values.offset(8 * done as u64), &mut value_buf[..count * 8])?;
             }
-            for step in 0..count {
-                let i = match order {
-                    Order::OldestFirst => step,
-                    Order::NewestFirst => count - 1 - step,
-                };
+            for i in 0..count {
                 let key = word(chunk, i * entries.stride + entries.key);
                 let value = match entries.values {
                     Values::InEntry(offset) => word(chunk, i * entries.stride + offset),
@@ -169,7 +154,7 @@ impl Heap<'_> {
         dict: UserAddr,
         visit: impl FnMut(UserAddr, UserAddr) -> ControlFlow<T>,
     ) -> Result<Option<T>> {
-        self.walk(self.dict_entries(dict)?, Order::OldestFirst, visit)
+        self.walk(self.dict_entries(dict)?, visit)
     }
 
     /// All keys and values of a dict.
@@ -185,13 +170,6 @@ impl Heap<'_> {
     /// The value under a str key.
     pub fn dict_get(&self, dict: UserAddr, wanted: &str) -> Result<Option<UserAddr>> {
         self.dict_walk(dict, |key, value| {
-            if self.str_is(key, wanted) { ControlFlow::Break(value) } else { ControlFlow::Continue(()) }
-        })
-    }
-
-    /// The value under a str key that was probably inserted last: a module that has just been imported.
-    pub fn dict_get_newest(&self, dict: UserAddr, wanted: &str) -> Result<Option<UserAddr>> {
-        self.walk(self.dict_entries(dict)?, Order::NewestFirst, |key, value| {
             if self.str_is(key, wanted) { ControlFlow::Break(value) } else { ControlFlow::Continue(()) }
         })
     }

@@ -2,7 +2,6 @@
 
 use std::ops::ControlFlow;
 
-use super::containers::Order;
 use super::{Heap, MAX_ITEMS, MAX_MRO, MAX_NAME, ObjectError, Result, type_flags};
 use crate::python::layout::{InstanceStyle, OB_SIZE, OBJECT_HEADER};
 use crate::units::UserAddr;
@@ -180,7 +179,7 @@ impl Heap<'_> {
             Attributes::Dict(dict) => self.dict_walk(dict, visit),
             Attributes::Values(values) => {
                 let entries = self.entries(info.cached_keys, Some(values), object)?;
-                self.walk(entries, Order::OldestFirst, visit)
+                self.walk(entries, visit)
             }
         }
     }
