@@ -256,7 +256,8 @@ impl Bench {
             Ok(fs::read_to_string(&cpu_file)?.trim().parse()?)
         };
         once(Command::new("env"))?; // warm caches, parse state
-        let (mut ratios, mut seconds, mut startup, mut running, mut spans) = (vec![], vec![], vec![], vec![], vec![]);
+        let (mut ratios, mut noise, mut seconds) = (vec![], vec![], vec![]);
+        let (mut startup, mut running, mut spans) = (vec![], vec![], vec![]);
         for pair in 0..self.options.pairs {
             // Which comes first alternates: the machine may grow slower or faster meanwhile.
             let (traced, alone) = if pair % 2 == 0 {
@@ -269,12 +270,14 @@ impl Bench {
             let stats = self.stats()?;
             let agent = |name: &str| stats["agent"][name].as_f64().unwrap_or(f64::NAN);
             ratios.push(traced / alone);
+            noise.extend(seconds.last().map(|before| alone / before));
             seconds.push(alone);
             startup.push(agent("startup_cpu_seconds"));
             running.push(agent("cpu_seconds") - agent("startup_cpu_seconds"));
             spans.push(stats["spans"].as_f64().unwrap_or(f64::NAN));
         }
         print(&format!("{name}, CPU time traced / untraced"), &ratios, "");
+        print("the same of two untraced runs: the noise", &noise, "");
         print(&format!("{name}, CPU time untraced"), &seconds, "s");
         print("agent's CPU time, start-up", &startup, "s");
         print("agent's CPU time, running", &running, "s");
