@@ -150,22 +150,35 @@ impl Bench {
     }
 
     fn calls(&self, bin: &Path) -> Result<()> {
-        let rounds = self.options.pairs.to_string();
         let program = self.fixtures.join("calls.py");
-        let lines = |mut command: Command| -> Result<Vec<Value>> {
+        let line = |mut command: Command| -> Result<Value> {
             let output = command.stderr(Stdio::inherit()).output()?;
             ensure!(output.status.success(), "calls.py ended with {}", output.status);
-            String::from_utf8_lossy(&output.stdout).lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
+            Ok(serde_json::from_slice(&output.stdout)?)
         };
-        let mut alone = Command::new(bin.join("python"));
-        alone.arg(&program).arg(&rounds);
-        let mut traced = self.traced(&[
-            "bench_target:watched",
-            "bench_target:watched_four(a=arg0.customer, b=arg0.product, c=arg0.state, d=arg0.address)",
-        ]);
-        traced.arg(bin.join("python")).arg(&program).arg(&rounds).arg("--sdk");
-        let alone = lines(alone)?;
-        let traced = lines(traced)?;
+        let once_alone = || {
+            let mut command = Command::new(bin.join("python"));
+            command.arg(&program);
+            line(command)
+        };
+        let once_traced = || {
+            let mut command = self.traced(&[
+                "bench_target:watched",
+                "bench_target:watched_four(a=arg0.customer, b=arg0.product, c=arg0.state, d=arg0.address)",
+            ]);
+            command.arg(bin.join("python")).arg(&program).arg("--sdk");
+            line(command)
+        };
+        let (mut alone, mut traced) = (vec![], vec![]);
+        for pair in 0..self.options.pairs {
+            if pair % 2 == 0 {
+                alone.push(once_alone()?);
+                traced.push(once_traced()?);
+            } else {
+                traced.push(once_traced()?);
+                alone.push(once_alone()?);
+            }
+        }
         let get = |value: &Value, name: &str| value[name].as_f64().context("calls.py gave no figure");
         let each = |name: &str| traced.iter().map(|line| get(line, name)).collect::<Result<Vec<_>>>();
         let ratio = |over: &str, under: &str| {
