@@ -11,6 +11,8 @@ pub mod catalogue;
 pub mod cli;
 pub mod config;
 pub mod export;
+#[cfg(test)]
+mod fuzz;
 pub mod kernel;
 pub mod node;
 pub mod process;

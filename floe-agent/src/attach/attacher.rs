@@ -231,6 +231,7 @@ impl Attacher {
         let mut done_with = Vec::new();
         match record.kind {
             urgent::EXEC => {
+                self.files.forget(|| self.spaces.iter_mut().map(|(_, traced)| traced.file).collect());
                 match self.files.examine(&mut self.kernel, pid) {
                     Ok(Program::Launcher) => self.starting.push((pid, Instant::now())),
                     Ok(Program::NewInterpreter) => self.late.push((pid, epoch, Instant::now())),

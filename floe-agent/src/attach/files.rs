@@ -1,7 +1,7 @@
 //! Interpreter files, and the probes on them: one gate per file, for all processes.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet, VecDeque},
     fs::File,
     os::fd::AsRawFd as _,
     path::{Path, PathBuf},
@@ -12,6 +12,7 @@ use std::{
 use super::{guards::Guards, twins};
 use crate::{
     kernel::{Kernel, KernelError, LinkId, Site, nop5},
+    process::identity,
     python::{
         elf::{ElfFile, FileIdentity},
         gate::Gate,
@@ -21,6 +22,10 @@ use crate::{
     units::{FileOffset, Pid},
 };
 
+/// Files without an interpreter that are remembered, so that they are looked at once.
+const MAX_OTHERS: usize = 16_384;
+/// Twins that are remembered; each holds its file open, and with that the file system of a container.
+const MAX_TWINS: usize = 128;
 /// How often the gate is looked at, 100 µs apart, before the probe there counts as not working.
 const READ_TRIES: u32 = 20;
 
@@ -29,7 +34,7 @@ pub(super) struct OpenFile(File);
 
 impl OpenFile {
     pub(super) fn open(path: &Path) -> std::io::Result<Self> {
-        File::open(path).map(Self)
+        identity::open(path).map(Self)
     }
 
     pub(super) fn identity(&self) -> std::io::Result<FileIdentity> {
@@ -117,6 +122,8 @@ impl KnownInterpreter {
 /// All files that were looked at.
 pub(super) struct Files {
     known: HashMap<FileIdentity, Known>,
+    /// The twins among them, those that were found first in front.
+    twins: VecDeque<FileIdentity>,
     /// What is watched beside the gates.
     pub(super) guards: Guards,
     /// CPython 3.11: `eval_frame` will not be set, so nothing that it needs is watched.
@@ -125,7 +132,7 @@ pub(super) struct Files {
 
 impl Files {
     pub(super) fn new(keep_inlining: bool) -> Self {
-        Self { known: HashMap::new(), guards: Guards::default(), keep_inlining }
+        Self { known: HashMap::new(), twins: VecDeque::new(), guards: Guards::default(), keep_inlining }
     }
 
     /// Interpreter files that are probed.
@@ -153,6 +160,26 @@ impl Files {
         match self.known.get_mut(&identity)? {
             Known::Interpreter(known) => Some(known),
             Known::Twin(..) | Known::Launcher | Known::Refused(_) | Known::Other => None,
+        }
+    }
+
+    /// Forgets what is too much: a container has files of its own, which nobody runs when it has ended. Twins that are `used`
+    /// stay. What is forgotten and runs again is looked at again.
+    pub(super) fn forget(&mut self, used: impl FnOnce() -> HashSet<FileIdentity>) {
+        if self.twins.len() > MAX_TWINS {
+            let used = used();
+            let mut left = self.twins.len() - MAX_TWINS / 2;
+            self.twins.retain(|twin| {
+                let stays = left == 0 || used.contains(twin);
+                if !stays {
+                    self.known.remove(twin);
+                    left -= 1;
+                }
+                stays
+            });
+        }
+        if self.known.len() > MAX_OTHERS {
+            self.known.retain(|_, known| matches!(known, Known::Interpreter(_) | Known::Twin(..)));
         }
     }
 
@@ -226,6 +253,7 @@ impl Files {
             twins::has_breakpoint(&open.path(), offset).then_some(twin)
         });
         if let Some(twin) = twin {
+            self.twins.push_back(file.identity());
             self.known.insert(file.identity(), Known::Twin(file, twin));
             return Ok(());
         }

@@ -2,9 +2,16 @@
 //! the very same file of an image layer. A uprobe is on the file below, so one that is attached through one container fires
 //! in all of them, and a second one would fire beside it.
 
-use std::{fs::File, os::fd::AsRawFd as _, path::Path};
+use std::{os::fd::AsRawFd as _, path::Path};
 
-use crate::{python::elf::FileIdentity, units::FileOffset};
+use crate::{
+    process::identity,
+    python::{
+        elf::FileIdentity,
+        memory::{Memory as _, ProcessMemory},
+    },
+    units::{FileOffset, Pid, UserAddr},
+};
 
 const PAGE: u64 = 4096;
 
@@ -17,26 +24,28 @@ pub(super) fn alike(a: FileIdentity, b: FileIdentity) -> bool {
 /// Whether a file has a breakpoint at an offset, seen as the kernel sees it: it puts breakpoints into every mapping of the
 /// file below that could be executed, ours too.
 pub(super) fn has_breakpoint(path: &Path, offset: FileOffset) -> bool {
-    let Ok(file) = File::open(path) else { return false };
+    let Ok(file) = identity::open(path) else { return false };
     let page = offset.0 / PAGE * PAGE;
-    // SAFETY: a new private mapping, read only below and unmapped at the end. Of a file that is cut off meanwhile the access
-    // would fail with a signal; interpreters in use are not written to (ETXTBSY) or are replaced as a whole.
-    unsafe {
-        let mapped = libc::mmap(
+    // SAFETY: a new private mapping, to which there is no reference.
+    let mapped = unsafe {
+        libc::mmap(
             std::ptr::null_mut(),
             PAGE as usize,
             libc::PROT_READ | libc::PROT_EXEC,
             libc::MAP_PRIVATE,
             file.as_raw_fd(),
             page.cast_signed(),
-        );
-        if mapped == libc::MAP_FAILED {
-            return false;
-        }
-        let byte = std::ptr::read_volatile(mapped.cast::<u8>().add((offset.0 - page) as usize));
-        libc::munmap(mapped, PAGE as usize);
-        byte == 0xcc
+        )
+    };
+    if mapped == libc::MAP_FAILED {
+        return false;
     }
+    // By the kernel: of a file that is cut off meanwhile an access of our own would end in a signal.
+    let at = UserAddr(mapped.expose_provenance() as u64).offset(offset.0 - page);
+    let byte = ProcessMemory::new(Pid(std::process::id())).read_u8(at);
+    // SAFETY: what was mapped above.
+    unsafe { libc::munmap(mapped, PAGE as usize) };
+    byte == Ok(0xcc)
 }
 
 #[cfg(test)]
@@ -61,5 +70,6 @@ mod tests {
         assert!(has_breakpoint(&path, FileOffset(5000)));
         assert!(!has_breakpoint(&path, FileOffset(5001)));
         assert!(!has_breakpoint(&folder.path().join("none"), FileOffset(0)));
+        assert!(!has_breakpoint(&path, FileOffset(1 << 20)), "behind the file's end");
     }
 }

@@ -24,7 +24,7 @@ pub use probe::{Attribute, Kind, Moment, Probe, Role, SpanRef, SpanRule, StatusR
 use crate::units::ProbeId;
 
 /// The packs in the binary: file name and text.
-const EMBEDDED: &[(&str, &str)] = &[
+pub(crate) const EMBEDDED: &[(&str, &str)] = &[
     ("packs/dbt.yaml", include_str!("packs/dbt.yaml")),
     ("packs/dagster.yaml", include_str!("packs/dagster.yaml")),
     ("packs/floe.yaml", include_str!("packs/floe.yaml")),

@@ -21,6 +21,7 @@ pub(super) fn run(options: &TraceOptions, pid: u32) -> Result<u8> {
         .ok_or(AttachError::NoProcess(Pid(pid)))?;
     let config = super::config::of_trace(options)?;
     ensure!(!config.disabled, "tracing is disabled (`disabled`, OTEL_SDK_DISABLED); set it to false to attach");
+    super::raise_file_limit();
     let session = Session::start(options, &config)?;
     let attached = match session.attach.attach(Pid(pid)) {
         Ok(attached) => attached,

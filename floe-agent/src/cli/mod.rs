@@ -15,6 +15,7 @@ mod session;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Traces Python data pipelines from the outside.
 ///
@@ -141,6 +142,12 @@ pub fn main() -> u8 {
         eprintln!("floe-agent: {error:#}");
         BAD_INPUT
     })
+}
+
+/// Lets the agent have as many open files as it may: each probe is one. Not where it starts a command, which would inherit that.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
 }
 
 fn start_log(verbose: u8) {

@@ -62,6 +62,7 @@ pub(super) fn run(options: &TraceOptions, node: &RunOptions) -> Result<u8> {
         let left = privileges::drop_others()?;
         tracing::info!("capabilities: {}", left.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "));
     }
+    super::raise_file_limit();
     let selector = Arc::new(Selector::new(settings.discovery.clone(), Arc::new(NoPods))?);
     for rule in settings.discovery.instrument.iter().chain(&settings.discovery.exclude_instrument) {
         if rule.needs_api() {

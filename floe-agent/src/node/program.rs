@@ -7,10 +7,8 @@
 
 use std::{
     ffi::{OsStr, OsString},
-    fs::File,
-    io::Read as _,
-    os::unix::{ffi::OsStrExt as _, fs::OpenOptionsExt as _},
-    path::{Component, Path, PathBuf},
+    os::unix::ffi::OsStrExt as _,
+    path::{Path, PathBuf},
 };
 
 use crate::{process::identity, units::Pid};
@@ -87,32 +85,13 @@ impl Program {
 /// The beginning of a file as the process names it. Only regular files are opened: a pipe would make us wait, or take
 /// away what the process is to read.
 fn read(pid: Pid, path: &Path) -> Option<String> {
-    let root = PathBuf::from(format!("/proc/{pid}/root"));
     let absolute = if path.has_root() { path.to_owned() } else { identity::cwd(pid).ok()?.join(path) };
-    // `..` must not lead out of the process's root directory.
-    let mut below = Vec::new();
-    for component in absolute.components() {
-        match component {
-            Component::Normal(name) => below.push(name),
-            Component::ParentDir => _ = below.pop(),
-            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
-        }
-    }
-    let path = below.into_iter().fold(root, |path, name| path.join(name));
-    if !std::fs::metadata(&path).ok()?.is_file() {
-        return None;
-    }
-    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path).ok()?;
-    if !file.metadata().ok()?.is_file() {
-        return None;
-    }
-    let mut text = Vec::new();
-    file.take(MAX_SCRIPT).read_to_end(&mut text).ok()?;
+    let text = identity::file(pid, &absolute, MAX_SCRIPT).ok()?;
     Some(String::from_utf8_lossy(&text).into_owned())
 }
 
 /// Top-level packages in the `import` statements of a text, in order, each once.
-fn imports_of(text: &str) -> Vec<String> {
+pub(crate) fn imports_of(text: &str) -> Vec<String> {
     let mut found: Vec<String> = Vec::new();
     for statement in text.lines().flat_map(|line| line.split(';')) {
         let mut words = statement.split_whitespace();

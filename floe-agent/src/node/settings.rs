@@ -143,7 +143,7 @@ impl NodeSettings {
         Ok(settings)
     }
 
-    fn parse(text: &str) -> Result<Self, String> {
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
         // An empty file is a configuration in which everything is as it is without one.
         if text.lines().all(|line| line.trim_start().is_empty() || line.trim_start().starts_with('#')) {
             return Ok(Self::default());

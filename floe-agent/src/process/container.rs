@@ -4,7 +4,7 @@
 //! into the folder above. The path is the kernel's word, not the process's: what a process writes into its environment does
 //! not matter here.
 
-use std::{fs::File, io::Read as _, path::PathBuf};
+use std::{fs::File, io::Read as _};
 
 use opentelemetry::KeyValue;
 use opentelemetry_semantic_conventions::attribute as semconv;
@@ -130,12 +130,10 @@ pub struct PodNames {
 impl PodNames {
     /// Of a process in a pod.
     pub fn of(pid: Pid) -> Self {
-        let file = PathBuf::from(format!("/proc/{pid}/root")).join(NAMESPACE_FILE);
-        let mut namespace = String::new();
-        let read = File::open(file).and_then(|file| file.take(256).read_to_string(&mut namespace));
+        let namespace = identity::file(pid, NAMESPACE_FILE, 256).ok().and_then(|text| String::from_utf8(text).ok());
         let name = |text: String| Some(text.trim().to_owned()).filter(|text| is_dns_name(text));
         let environ = identity::Environ::read(pid).unwrap_or_default();
-        Self { namespace: read.ok().and_then(|_| name(namespace)), pod: environ.get("HOSTNAME").and_then(name) }
+        Self { namespace: namespace.and_then(name), pod: environ.get("HOSTNAME").and_then(name) }
     }
 }
 

@@ -6,10 +6,13 @@ use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Read as _};
-use std::os::unix::ffi::OsStringExt as _;
-use std::path::PathBuf;
+use std::os::unix::{ffi::OsStringExt as _, fs::OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::{
+    fs::{Mode, OFlags, ResolveFlags, openat2},
+    path::Arg,
+};
 
 use crate::units::{BootNanos, Pid, Tid};
 
@@ -55,7 +58,7 @@ pub fn cmdline(pid: Pid) -> io::Result<Vec<OsString>> {
 
 /// A file as the process sees it, at most `limit` bytes of it. Only regular files, and no path leads out of the process's
 /// root directory: the path comes from the process.
-pub fn file(pid: Pid, path: &str, limit: u64) -> io::Result<Vec<u8>> {
+pub fn file(pid: Pid, path: impl Arg, limit: u64) -> io::Result<Vec<u8>> {
     let root = File::open(format!("/proc/{pid}/root"))?;
     // Nothing that opens may wait, which a named pipe would.
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
@@ -67,6 +70,11 @@ pub fn file(pid: Pid, path: &str, limit: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.take(limit).read_to_end(&mut bytes)?;
     Ok(bytes)
+}
+
+/// Opens a file that a process has named. Never waits, as opening a named pipe would.
+pub fn open(path: &Path) -> io::Result<File> {
+    File::options().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)
 }
 
 /// The environment that the process was started with, at most [`MAX_ENVIRON`] bytes of it.
@@ -122,7 +130,7 @@ impl Stat {
     }
 
     /// Parses the file's text. The name may hold spaces and parentheses.
-    fn parse(text: &[u8], ticks: u64) -> Option<Self> {
+    pub(crate) fn parse(text: &[u8], ticks: u64) -> Option<Self> {
         let open = text.iter().position(|&b| b == b'(')?;
         let close = text.iter().rposition(|&b| b == b')')?;
         let name = String::from_utf8_lossy(text.get(open + 1..close)?).into_owned();
@@ -223,7 +231,7 @@ impl Status {
         Self::parse(&String::from_utf8_lossy(&read(pid, "status", MAX_SMALL)?)).ok_or_else(|| invalid("status"))
     }
 
-    fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         let field =
             |name: &str| text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim);
         Some(Self {
@@ -323,10 +331,10 @@ mod tests {
         let fifo = std::ffi::CString::new(path("fifo")).unwrap();
         // SAFETY: a path that ends in zero.
         assert_eq!(unsafe { libc::mkfifo(fifo.as_ptr(), 0o600) }, 0);
-        assert_eq!(file(own(), &path("file"), 4).unwrap(), b"cont");
-        assert_eq!(file(own(), &path("link"), 99).unwrap(), b"content");
+        assert_eq!(file(own(), path("file"), 4).unwrap(), b"cont");
+        assert_eq!(file(own(), path("link"), 99).unwrap(), b"content");
         for name in ["fifo", "nothing", "."] {
-            assert!(file(own(), &path(name), 99).is_err(), "{name}");
+            assert!(file(own(), path(name), 99).is_err(), "{name}");
         }
         assert!(file(own(), "/dev/zero", 99).is_err());
     }

@@ -7,11 +7,12 @@
 use std::{
     collections::HashSet,
     ffi::{OsStr, OsString},
-    fs::File,
     io::Read as _,
     os::unix::{ffi::OsStrExt as _, fs::PermissionsExt as _},
     path::{Path, PathBuf},
 };
+
+use super::identity;
 
 /// `#!` lines that lead to `#!` lines.
 const MAX_HOPS: usize = 4;
@@ -181,7 +182,7 @@ fn parts(text: &[u8]) -> impl Iterator<Item = &[u8]> {
 /// The beginning of a text file without its `#!` line; nothing of another file.
 fn text(path: &Path) -> Vec<u8> {
     let mut text = Vec::new();
-    if let Ok(file) = File::open(path)
+    if let Ok(file) = identity::open(path)
         && file.take(MAX_SCRIPT).read_to_end(&mut text).is_ok()
         && !text.contains(&0)
     {
@@ -198,7 +199,7 @@ fn is_executable(path: &Path) -> bool {
 /// The program that a script's first line names, through `env` if need be.
 fn interpreter_line(script: &Path) -> Option<OsString> {
     let mut head = Vec::new();
-    File::open(script).ok()?.take(256).read_to_end(&mut head).ok()?;
+    identity::open(script).ok()?.take(256).read_to_end(&mut head).ok()?;
     let line = head.strip_prefix(b"#!")?.split(|&b| b == b'\n').next()?;
     let mut words = line.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty());
     let program = words.next()?;

@@ -15,6 +15,7 @@ use object::read::elf::{Dyn as _, FileHeader as _, ProgramHeader as _, SectionHe
 use object::read::{ReadCache, ReadRef as _, StringTable};
 use object::{Endianness, U32, U64};
 
+use crate::process::identity;
 use crate::units::{FileAddr, FileOffset};
 
 /// Largest file that is looked at. Interpreters have about 30 MB.
@@ -131,7 +132,7 @@ impl ElfFile {
     /// Opens a file and reads its tables, looking up the `wanted` symbols.
     pub fn read(path: &Path, wanted: &[&'static str]) -> Result<Self, ElfError> {
         let io = |source| ElfError::Io { path: path.to_owned(), source };
-        let file = File::open(path).map_err(io)?;
+        let file = identity::open(path).map_err(io)?;
         let meta = file.metadata().map_err(io)?;
         let identity = FileIdentity::of(&file).map_err(io)?;
         if !meta.is_file() {
@@ -469,6 +470,10 @@ mod tests {
         assert!(matches!(ElfFile::read(Path::new("/etc/passwd"), &[]), Err(ElfError::NotElf { .. })));
         assert!(matches!(ElfFile::read(Path::new("/proc"), &[]), Err(ElfError::NotElf { .. })));
         assert!(matches!(ElfFile::read(Path::new("/nonexistent"), &[]), Err(ElfError::Io { .. })));
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        assert!(matches!(ElfFile::read(&pipe, &[]), Err(ElfError::NotElf { .. })));
     }
 
     #[test]

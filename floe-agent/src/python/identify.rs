@@ -15,7 +15,10 @@ use super::gate::{self, Gate, GateError};
 use super::layout::{CurrentThread, Minor, PyLayout};
 use super::memory::{Memory, MemoryError};
 use super::objects::{CoreTypes, Heap, ObjectError};
-use crate::process::maps::{self, Mapping};
+use crate::process::{
+    identity,
+    maps::{self, Mapping},
+};
 use crate::units::{FileAddr, FileOffset, Pid, UserAddr};
 
 /// Why a process is not traced. Each displays as one clear line.
@@ -442,15 +445,11 @@ fn examine(pid: Pid, mappings: &[&Mapping], known: &[Arc<InterpreterFile>]) -> R
     // By mapping, which is the very file whatever happened to its name; without the right for that, by name.
     let paths = [first.map_file(pid), first.path_in_root(pid)];
     let Some((path, identity)) = paths.into_iter().find_map(|path| {
-        let file = std::fs::File::open(&path).ok()?;
+        let file = identity::open(&path).ok()?;
         let identity = FileIdentity::of(&file).ok()?;
         Some((path, identity))
     }) else {
-        return Err(if crate::process::identity::is_alive(pid) {
-            Refusal::Denied { pid }
-        } else {
-            Refusal::Gone { pid }
-        });
+        return Err(if identity::is_alive(pid) { Refusal::Denied { pid } } else { Refusal::Gone { pid } });
     };
     let known = known.iter().find(|file| file.identity() == identity);
     let file = if let Some(file) = known {
