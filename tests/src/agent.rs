@@ -70,6 +70,13 @@ impl Agent {
         self
     }
 
+    /// With a time limit, unless it has one.
+    #[must_use]
+    pub(crate) fn limit_unless_set(mut self, limit: Duration) -> Self {
+        self.limit.get_or_insert(limit);
+        self
+    }
+
     /// Traces a command from its start to its end.
     #[track_caller]
     pub fn exec(&self, run: &Run) -> Outcome {

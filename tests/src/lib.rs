@@ -7,6 +7,7 @@
 mod agent;
 mod browser;
 mod collector;
+mod copy;
 pub mod dbt;
 mod fixture;
 mod http;
@@ -20,6 +21,7 @@ mod span;
 pub use agent::{Agent, Outcome, Stats, Tracing};
 pub use browser::{Browser, keys};
 pub use collector::Collector;
+pub use copy::Copy;
 pub use fixture::{fixture, programs};
 pub use interpreter::{Interpreter, environments, for_each, interpreters, one_of, refused};
 pub use jaeger::{Jaeger, JaegerSpan};

@@ -53,7 +53,10 @@ impl Node {
         let config = config.replace("{folder}", &folder.path().to_string_lossy());
         fs::write(&file, config).expect("the configuration can be written");
         let agent = agent
-            .limit(Duration::from_mins(4))
+            .limit_unless_set(Duration::from_mins(4))
+            // The tests watch spans as they come: none is to wait for its run to be known.
+            .option("--set")
+            .option("correlation.hold=0")
             .option("--node-config")
             .option(file)
             .option("--listen")
