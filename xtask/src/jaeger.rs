@@ -21,7 +21,7 @@ use crate::progress::Progress;
 use crate::setup::{Installer, in_path, is_root};
 use crate::{target, workspace};
 
-/// What can be built.
+/// What can be built from Go modules.
 #[derive(Clone, Copy)]
 pub struct Backend {
     name: &'static str,
@@ -29,6 +29,8 @@ pub struct Backend {
     module: &'static str,
     /// The package of its program.
     package: &'static str,
+    /// Our module that pins it, a folder of `xtask`.
+    pins: &'static str,
 }
 
 /// Jaeger.
@@ -36,10 +38,17 @@ pub const JAEGER: Backend = Backend {
     name: "jaeger",
     module: "github.com/jaegertracing/jaeger",
     package: "github.com/jaegertracing/jaeger/cmd/all-in-one",
+    pins: "backends",
 };
 /// The OpenTelemetry Collector, with an OTLP receiver and a file exporter.
-pub const COLLECTOR: Backend =
-    Backend { name: "collector", module: "go.opentelemetry.io/collector/otelcol", package: "./collector" };
+pub const COLLECTOR: Backend = Backend {
+    name: "collector",
+    module: "go.opentelemetry.io/collector/otelcol",
+    package: "./collector",
+    pins: "backends",
+};
+/// What renders the Helm chart.
+pub const CHART: Backend = Backend { name: "chart", module: "helm.sh/helm/v3", package: ".", pins: "chart" };
 
 /// The Go that is used where the one of the machine is too old; the proxy has it as a module.
 const GO: (u32, u32, u32) = (1, 26, 5);
@@ -114,9 +123,10 @@ pub fn run(progress: &Progress, options: &Options) -> Result<()> {
 }
 
 /// Where the program is, or will be.
-fn path(Backend { name, module, .. }: Backend) -> Result<PathBuf> {
-    let pins = fs::read_to_string(folder().join("go.mod")).context("cannot read xtask/backends/go.mod")?;
-    let version = version(&pins, module).with_context(|| format!("xtask/backends/go.mod does not name {module}"))?;
+fn path(Backend { name, module, pins, .. }: Backend) -> Result<PathBuf> {
+    let text =
+        fs::read_to_string(folder(pins).join("go.mod")).with_context(|| format!("cannot read xtask/{pins}/go.mod"))?;
+    let version = version(&text, module).with_context(|| format!("xtask/{pins}/go.mod does not name {module}"))?;
     Ok(target().join(format!("tools/{name}-{version}/{name}")))
 }
 
@@ -129,11 +139,12 @@ pub fn ensure(progress: &Progress, backend: Backend) -> Result<PathBuf> {
             progress.ready(backend.name, &shown.display().to_string());
             return Ok(());
         }
-        let go = go(progress)?;
+        let folder = folder(backend.pins);
+        let go = go(progress, &folder)?;
         let parent = program.parent().expect("it is in a folder");
         fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
         let unfinished = parent.join(format!("unfinished-{}", std::process::id()));
-        let mut build = go_command(&go);
+        let mut build = go_command(&go, &folder);
         let jobs = thread::available_parallelism().map_or(2, |cpus| cpus.get().min(4)).to_string();
         build.args(["build", "-p", &jobs, "-trimpath", "-ldflags=-s -w", "-o"]).arg(&unfinished).arg(backend.package);
         // The compiler collects garbage more often above this.
@@ -144,8 +155,8 @@ pub fn ensure(progress: &Progress, backend: Backend) -> Result<PathBuf> {
     Ok(program)
 }
 
-fn folder() -> PathBuf {
-    workspace().join("xtask/backends")
+fn folder(pins: &str) -> PathBuf {
+    workspace().join("xtask").join(pins)
 }
 
 fn version<'a>(pins: &'a str, module: &str) -> Option<&'a str> {
@@ -153,33 +164,33 @@ fn version<'a>(pins: &'a str, module: &str) -> Option<&'a str> {
     words.nth(1)?.strip_prefix('v')
 }
 
-fn go_command(go: &Path) -> Command {
+fn go_command(go: &Path, folder: &Path) -> Command {
     let mut command = Command::new(go);
     // What the user's set-up says about other modules is not about this one.
-    command.current_dir(folder()).env("GOTOOLCHAIN", "local").env("GOWORK", "off").env("GOFLAGS", "-mod=readonly");
+    command.current_dir(folder).env("GOTOOLCHAIN", "local").env("GOWORK", "off").env("GOFLAGS", "-mod=readonly");
     command.env_remove("GOROOT");
     command
 }
 
 /// A Go that is new enough: the machine's, Debian's, or one from the proxy by means of these.
-fn go(progress: &Progress) -> Result<PathBuf> {
+fn go(progress: &Progress, folder: &Path) -> Result<PathBuf> {
     let found = find_go();
     if found.is_none() {
         if in_path("apt-get").is_none() {
-            bail!("Jaeger is built with Go, which is not there. Install Go 1.21 or later and run this again");
+            bail!("this is built with Go, which is not there. Install Go 1.21 or later and run this again");
         }
         if !is_root() {
             bail!(
-                "Jaeger is built with Go, which is not there. Type `sudo apt-get install golang-go` and run this again"
+                "this is built with Go, which is not there. Type `sudo apt-get install golang-go` and run this again"
             );
         }
         Installer::new(progress, false).apt(&["golang-go"])?;
     }
     let go = found.or_else(find_go).context("golang-go was installed, but there is no `go`")?;
-    let module = fs::read_to_string(folder().join("go.mod"))?;
+    let module = fs::read_to_string(folder.join("go.mod"))?;
     let wanted = module.lines().find(|line| line.starts_with("go ")).and_then(parse_version);
-    let machine =
-        output(go_command(&go).args(["version"])).and_then(|text| parse_version(&text.replace("version go", "")));
+    let machine = output(go_command(&go, folder).args(["version"]))
+        .and_then(|text| parse_version(&text.replace("version go", "")));
     if machine >= wanted {
         return Ok(go);
     }
@@ -197,8 +208,8 @@ fn newer_go(progress: &Progress, go: &Path) -> Result<PathBuf> {
     let outside = target().join("tools");
     fs::create_dir_all(&outside)?;
     let in_outside = |arguments: &[&str]| {
-        let mut command = go_command(go);
-        command.args(arguments).current_dir(&outside).env("GOFLAGS", "");
+        let mut command = go_command(go, &outside);
+        command.args(arguments).env("GOFLAGS", "");
         command
     };
     progress.run(&format!("Go {major}.{minor}.{patch}"), &mut in_outside(&["mod", "download", &module]))?;
@@ -211,7 +222,7 @@ fn newer_go(progress: &Progress, go: &Path) -> Result<PathBuf> {
         }
     }
     let go = root.join("bin/go");
-    output(go_command(&go).arg("version")).with_context(|| format!("{} does not run", go.display()))?;
+    output(go_command(&go, &outside).arg("version")).with_context(|| format!("{} does not run", go.display()))?;
     Ok(go)
 }
 

@@ -4,6 +4,7 @@ mod agent;
 mod bench;
 mod ci;
 mod demo;
+mod deploy;
 mod ebpf_toolchain;
 mod jaeger;
 mod progress;
@@ -38,6 +39,8 @@ enum Task {
     Setup(setup::Options),
     /// What continuous integration runs: format, lints, documentation, and the tests with none skipped for want of BPF
     Ci,
+    /// Render and check the chart, compare the plain manifests with it, check the scripts
+    Deploy(deploy::Options),
     /// Measure what tracing costs, as ratios within one run
     Bench(bench::Options),
     /// Build Jaeger and run it until Ctrl-C: a backend for traces, without its web pages
@@ -63,6 +66,7 @@ fn run(task: Task) -> anyhow::Result<()> {
     let progress = Progress::new(workspace())?;
     match task {
         Task::Demo => demo::run(&progress),
+        Task::Deploy(options) => deploy::run(&progress, &options),
         Task::Test(options) => test::run(&progress, &options),
         Task::Setup(options) => setup::run(&progress, options),
         Task::Bench(options) => bench::run(&progress, options),
