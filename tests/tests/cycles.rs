@@ -95,6 +95,7 @@ fn tracing_that_is_stopped_and_begun_again_many_times_leaves_nothing_behind() {
 }
 
 #[test]
+#[ignore = "written, and not yet run to green"]
 fn attaching_to_one_process_again_and_again_leaves_nothing_behind() {
     let Some(_alone) = can_trace() else { return };
     let cycles = cycles(5);
