@@ -300,6 +300,39 @@ fn links_lead_to_the_other_trace() {
     assert_eq!((browser.text("#name"), browser.text("#details h3")), ("shop.plan".into(), "shop.plan".into()));
 }
 
+#[test]
+fn log_records_are_shown_with_their_span_and_can_be_searched() {
+    let Some(browser) = Browser::start() else { return };
+    let record = |trace: u64, id: u64, at: u64, level: &str, text: &str| {
+        json!({
+            "timeUnixNano": (ZERO + at * 1_000_000).to_string(), "severityText": level, "body": { "stringValue": text },
+            "traceId": format!("{trace:032x}"), "spanId": format!("{id:016x}"),
+            "attributes": attributes(&[("dbt.event", "E017".into())]),
+        })
+    };
+    let records = [
+        record(1, 2, 60, "WARN", "<b>second</b>\nline"),
+        record(1, 2, 20, "INFO", "first of the extraction"),
+        record(1, 99, 30, "INFO", "of a span that is nowhere"),
+        record(7, 2, 30, "INFO", "of another trace"),
+    ];
+    let scope = json!({ "scope": { "name": "dbt.log" }, "logRecords": records });
+    let logs = json!({ "resourceLogs": [{ "scopeLogs": [scope] }] }).to_string();
+    let page = Page::of(&format!("{}{logs}\n{logs}\n", shop()));
+    assert!(page.finished.err().contains("2 traces, 6 spans, 3 errors, 3 log records ("), "{}", page.finished.err());
+    browser.open(&page.path(), &format!("trace={:032x}&span={:016x}", 1, 2));
+    assert_eq!(browser.text("#details h3"), "shop.extract");
+    assert_eq!(browser.texts("#details .log > b"), ["INFO", "WARN"], "by time, each once");
+    assert_eq!(browser.texts("#details .log > div"), ["first of the extraction", "<b>second</b>\nline"]);
+    assert_eq!(browser.texts("#details .log > span"), ["+10.0 ms dbt.log", "+50.0 ms dbt.log"]);
+    assert!(browser.text("#details .log table").contains("E017"));
+    browser.open(&page.path(), &format!("trace={:032x}&span={:016x}", 1, 1));
+    assert_eq!(browser.texts("#details .log > div"), ["of a span that is nowhere"], "the trace's root has it");
+    browser.open(&page.path(), "q=extraction");
+    assert_eq!((browser.text("#found"), browser.text("#details h3")), ("1 match".into(), "shop.extract".into()));
+    assert_eq!(browser.complaints(), Vec::<String>::new());
+}
+
 /// 20,000 spans as a large run has them: nodes in parallel, each with many queries; a few that fail; and another 2,000 traces.
 fn many() -> (String, u64) {
     let mut text = String::new();

@@ -78,6 +78,8 @@ pub struct Summary {
     pub spans: usize,
     /// Spans that failed.
     pub errors: usize,
+    /// Log records.
+    pub logs: usize,
     /// Bytes of the page.
     pub bytes: usize,
     /// The first bad line of each file, and how many there are in that file.
@@ -90,7 +92,11 @@ impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let count = |number: usize, what: &str| format!("{number} {what}{}", if number == 1 { "" } else { "s" });
         let [traces, spans] = [count(self.traces, "trace"), count(self.spans, "span")];
-        write!(f, "{traces}, {spans}, {} ({:.1} MB)", count(self.errors, "error"), self.bytes as f64 / 1e6)
+        write!(f, "{traces}, {spans}, {}", count(self.errors, "error"))?;
+        if self.logs > 0 {
+            write!(f, ", {}", count(self.logs, "log record"))?;
+        }
+        write!(f, " ({:.1} MB)", self.bytes as f64 / 1e6)
     }
 }
 
@@ -129,15 +135,17 @@ fn make(spans: &read::Spans) -> Result<(String, Summary), ReportError> {
     let skipped = spans.skipped();
     let (traces, repeated) = arrange::arrange(spans);
     let all = || traces.iter().flat_map(|trace| &trace.rows);
+    let logs = page::by_span(&traces, &spans.logs);
     let mut summary = Summary {
         traces: traces.len(),
         spans: all().count(),
         errors: all().filter(|row| row.span.failed()).count(),
+        logs: logs.values().map(Vec::len).sum(),
         bytes: 0,
         skipped,
         repeated,
     };
-    let html = page::page(spans, &traces, &summary);
+    let html = page::page(spans, &traces, logs, &summary);
     summary.bytes = html.len();
     Ok((html, summary))
 }

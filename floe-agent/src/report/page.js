@@ -65,7 +65,7 @@ const pairs = list => {
   return found;
 };
 const byIndex = list => new Map(list);
-const eventsOf = byIndex(S.events), linksOf = byIndex(S.links), criticalOf = byIndex(S.critical), missingParent = byIndex(S.orphans);
+const eventsOf = byIndex(S.events), logsOf = byIndex(S.logs), linksOf = byIndex(S.links), criticalOf = byIndex(S.critical), missingParent = byIndex(S.orphans);
 const places = resources.map(list => {
   const all = Object.fromEntries(pairs(list));
   const service = oneLine(all["service.name"] ?? "unknown");
@@ -147,6 +147,7 @@ function matcher(term) {
     };
     const ofResource = resources.map(inList);
     return i => inList(S.attributes[i]) || ofResource[S.resource[i]] || (eventsOf.get(i) ?? []).some(([, , list]) => inList(list))
+      || (logsOf.get(i) ?? []).some(([, , , , list]) => inList(list))
       || (term.key === "name" && hit[S.name[i]] === 1);
   }
   const inList = list => {
@@ -159,7 +160,8 @@ function matcher(term) {
   });
   return i => hit[S.name[i]] === 1 || inList(S.attributes[i]) || hit[S.message[i]] === 1 || ofResource[S.resource[i]]
     || S.id[i] === term.text || traces[traceOf[i]].id === term.text
-    || (eventsOf.get(i) ?? []).some(([, name, list]) => hit[name] || inList(list));
+    || (eventsOf.get(i) ?? []).some(([, name, list]) => hit[name] || inList(list))
+    || (logsOf.get(i) ?? []).some(([, level, logger, body, list]) => hit[level] || hit[logger] || valueHits(body) || inList(list));
 }
 
 function search() {
@@ -584,6 +586,16 @@ function drawDetails() {
     const rest = Object.entries(exception).filter(([key]) => key !== "at" && !["exception.type", "exception.message", "exception.stacktrace"].includes(key));
     if (rest.length) parts.push(el("h4", "", "Exception"), table(rest));
   }
+  const logs = logsOf.get(i) ?? [];
+  if (logs.length) parts.push(el("h4", "", "Log"));
+  for (const [at, level, logger, body, list] of logs.slice(0, 200)) {
+    const text = clean(shown(value(body))), trail = pairs(list);
+    const item = el("div", "happening log", el("b", "", oneLine(texts[level]) || "–"), el("span", "", `+${took(Math.max(0, at - S.start[i]))} ${oneLine(texts[logger])}`),
+      el("div", text.length > 600 ? "long" : "", text));
+    if (trail.length) item.append(table(trail));
+    parts.push(item);
+  }
+  if (logs.length > 200) parts.push(el("div", "happening", `and ${plural(logs.length - 200, "more log record")}`));
   const links = linksOf.get(i) ?? [];
   if (links.length || parent[i] >= 0 || missingParent.has(i)) parts.push(el("h4", "", "Parent and links"));
   if (parent[i] >= 0) parts.push(button("↑ parent: " + oneLine(texts[S.name[parent[i]]]), "Go to the parent", () => select(parent[i]), "link"));
@@ -882,7 +894,7 @@ function showKeys() {
     ["c, x", "collapse all, expand all"], ["n, p", "next, previous trace"], ["t", "light or dark"], ["Esc", "back: search, zoom, details"],
   ];
   const body = el("tbody", "", ...keys.map(([key, what]) => el("tr", "", el("td", "", el("kbd", "", key)), el("td", "", what))));
-  const hint = el("p", "", "Search: all words must occur, in a name, an attribute, an event or the resource. ",
+  const hint = el("p", "", "Search: all words must occur, in a name, an attribute, an event, a log record or the resource. ",
     el("code", "", "key=text"), ", ", el("code", "", "key=\"exactly\""), ", ", el("code", "", ">500ms"), ", ", el("code", "", "<2s"), ", ", el("code", "", "-word"), ".");
   const close = button("close", "", () => $("keys").close());
   $("keys").replaceChildren(el("h3", "", "Keys"), el("table", "", body), hint, el("p", "", close));

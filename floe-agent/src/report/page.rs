@@ -3,7 +3,7 @@
 //! Most texts occur many times (names of attributes, SQL, file names), so they are in one list and everything else has
 //! indices into it. Times are nanoseconds from the trace's start, which a double holds exactly for 100 days.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -14,7 +14,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::Summary;
 use super::arrange::{Row, Trace};
-use super::read::{Spans, text};
+use super::read::{Log, SpanId, Spans, TraceId, text};
 
 const PAGE: &str = include_str!("page.html");
 const STYLE: &str = include_str!("page.css");
@@ -24,8 +24,8 @@ const SCRIPT: &str = include_str!("page.js");
 const EXACT: u64 = 1 << 53;
 
 /// The whole page.
-pub(super) fn page(spans: &Spans, traces: &[Trace<'_>], summary: &Summary) -> String {
-    let data = serde_json::to_string(&data(spans, traces, summary)).expect("texts and numbers are JSON");
+pub(super) fn page(spans: &Spans, traces: &[Trace<'_>], logs: OfSpan<'_>, summary: &Summary) -> String {
+    let data = serde_json::to_string(&data(spans, traces, logs, summary)).expect("texts and numbers are JSON");
     // `default-src 'none'`: nothing is loaded from anywhere, and no script runs but ours.
     let policy = format!(
         "default-src 'none'; script-src '{}'; style-src '{}'; base-uri 'none'; form-action 'none'",
@@ -120,6 +120,8 @@ struct Data {
 
 /// Time, name, attributes.
 type Event = (i64, usize, Vec<Value>);
+/// Time, severity, logger, text, attributes.
+type LogRecord = (i64, usize, usize, Value, Vec<Value>);
 /// Trace id, span id, attributes.
 type Link = (String, String, Vec<Value>);
 
@@ -148,11 +150,13 @@ struct Columns {
     critical: Vec<(usize, Vec<u64>)>,
     /// Index, and the span's events.
     events: Vec<(usize, Vec<Event>)>,
+    /// Index, and the span's log records.
+    logs: Vec<(usize, Vec<LogRecord>)>,
     /// Index, and the span's links.
     links: Vec<(usize, Vec<Link>)>,
 }
 
-fn data(spans: &Spans, traces: &[Trace<'_>], summary: &Summary) -> Data {
+fn data(spans: &Spans, traces: &[Trace<'_>], mut logs: OfSpan<'_>, summary: &Summary) -> Data {
     let mut texts = Texts::default();
     let resources = spans.resources.iter().map(|resource| texts.attributes(resource)).collect();
     let mut columns = Columns::default();
@@ -169,7 +173,8 @@ fn data(spans: &Spans, traces: &[Trace<'_>], summary: &Summary) -> Data {
             "lost": lost,
         }));
         for row in &trace.rows {
-            columns.add(row, trace.start, &mut texts);
+            let logs = logs.remove(&(trace.id, row.span.id)).unwrap_or_default();
+            columns.add(row, &logs, trace.start, &mut texts);
         }
     }
     let mut notes: Vec<String> = Vec::new();
@@ -191,8 +196,35 @@ fn data(spans: &Spans, traces: &[Trace<'_>], summary: &Summary) -> Data {
     }
 }
 
+/// Log records by their span.
+type OfSpan<'a> = HashMap<(TraceId, SpanId), Vec<&'a Log>>;
+
+/// The log records of each span, by time. Those of a span that is not here are the trace's: its first root has them.
+pub(super) fn by_span<'a>(traces: &[Trace<'_>], logs: &'a [Log]) -> OfSpan<'a> {
+    let roots: HashMap<TraceId, SpanId> =
+        traces.iter().filter_map(|trace| Some((trace.id, trace.rows.first()?.span.id))).collect();
+    let all = traces.iter().flat_map(|trace| trace.rows.iter().map(|row| (trace.id, row.span.id)));
+    let mut of_span: HashMap<_, Vec<&Log>> = all.map(|span| (span, Vec::new())).collect();
+    let mut known = HashSet::new();
+    for log in logs {
+        let Some(root) = roots.get(&log.trace) else { continue };
+        // A file that is given twice.
+        if !known.insert((log.trace, log.span, log.time, format!("{:?} {:?}", log.body, log.attributes))) {
+            continue;
+        }
+        let span = log.span.filter(|span| of_span.contains_key(&(log.trace, *span))).unwrap_or(*root);
+        if let Some(logs) = of_span.get_mut(&(log.trace, span)) {
+            logs.push(log);
+        }
+    }
+    for logs in of_span.values_mut() {
+        logs.sort_by_key(|log| log.time);
+    }
+    of_span
+}
+
 impl Columns {
-    fn add(&mut self, row: &Row<'_>, zero: u64, texts: &mut Texts) {
+    fn add(&mut self, row: &Row<'_>, logs: &[&Log], zero: u64, texts: &mut Texts) {
         let (index, span) = (self.id.len(), row.span);
         let word = |texts: &mut Texts, wanted: &dyn Fn(&str) -> bool| {
             let word = span.attribute(wanted).and_then(text);
@@ -225,6 +257,18 @@ impl Columns {
                 (at, texts.index(&event.name), texts.attributes(&event.attributes))
             });
             self.events.push((index, event.collect()));
+        }
+        if !logs.is_empty() {
+            let log = logs.iter().map(|log| {
+                let at = log.time as i64 - zero as i64;
+                let body = match log.body.as_ref().and_then(text) {
+                    Some(text) => texts.index(text).into(),
+                    None => json!([log.body.as_ref().map_or(Value::Null, plain)]),
+                };
+                let (severity, logger) = (texts.index(&log.severity), texts.index(&log.logger));
+                (at, severity, logger, body, texts.attributes(&log.attributes))
+            });
+            self.logs.push((index, log.collect()));
         }
         if !span.links.is_empty() {
             let link = span

@@ -1,11 +1,12 @@
-//! Lines of OTLP/JSON to spans.
+//! Lines of OTLP/JSON to spans and log records.
 //!
-//! A file may hold what the Collector's file exporter writes: lines of logs and metrics are passed over. A line that is
+//! A file may hold what the Collector's file exporter writes: lines of metrics are passed over. A line that is
 //! none of these is skipped and reported; the last line of a file that is still being written often is one.
 
 use std::io::BufRead;
 
 use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue, any_value::Value};
+use opentelemetry_proto::tonic::logs::v1::{LogRecord, ResourceLogs};
 use opentelemetry_proto::tonic::trace::v1::span::{Event, Link};
 use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, Span as ProtoSpan, status::StatusCode};
 use serde::Deserialize;
@@ -37,11 +38,16 @@ pub(super) struct Span {
     pub(super) resource: usize,
 }
 
+/// An id that is one: zeros are none.
+fn id<const N: usize>(bytes: Vec<u8>) -> Option<[u8; N]> {
+    bytes.try_into().ok().filter(|id: &[u8; N]| id.iter().any(|byte| *byte != 0))
+}
+
 impl Span {
     fn new(span: ProtoSpan, resource: usize) -> Option<Self> {
-        let trace = span.trace_id.try_into().ok().filter(|id: &TraceId| id.iter().any(|byte| *byte != 0))?;
-        let id = span.span_id.try_into().ok().filter(|id: &SpanId| id.iter().any(|byte| *byte != 0))?;
-        let parent = span.parent_span_id.try_into().ok().filter(|id: &SpanId| id.iter().any(|byte| *byte != 0));
+        let trace = id(span.trace_id)?;
+        let parent = id(span.parent_span_id);
+        let id = id(span.span_id)?;
         let status = span.status.unwrap_or_default();
         Some(Self {
             trace,
@@ -71,10 +77,41 @@ impl Span {
     }
 }
 
+/// A log record of a trace.
+pub(super) struct Log {
+    pub(super) trace: TraceId,
+    pub(super) span: Option<SpanId>,
+    pub(super) time: u64,
+    pub(super) severity: String,
+    pub(super) logger: String,
+    pub(super) body: Option<AnyValue>,
+    pub(super) attributes: Vec<KeyValue>,
+}
+
+impl Log {
+    fn new(record: LogRecord, logger: &str) -> Option<Self> {
+        let LogRecord { time_unix_nano, observed_time_unix_nano, severity_text, body, mut attributes, .. } = record;
+        if !record.event_name.is_empty() {
+            let name = any_text(record.event_name);
+            attributes.insert(0, KeyValue { key: "event".to_owned(), value: Some(name), ..KeyValue::default() });
+        }
+        Some(Self {
+            trace: id(record.trace_id)?,
+            span: id(record.span_id),
+            time: if time_unix_nano == 0 { observed_time_unix_nano } else { time_unix_nano },
+            severity: severity_text,
+            logger: logger.to_owned(),
+            body,
+            attributes,
+        })
+    }
+}
+
 /// What was read.
 #[derive(Default)]
 pub(super) struct Spans {
     pub(super) all: Vec<Span>,
+    pub(super) logs: Vec<Log>,
     /// Attributes of the resources, each different one once.
     pub(super) resources: Vec<Vec<KeyValue>>,
     files: Vec<(String, Option<(BadLine, usize)>)>,
@@ -86,7 +123,7 @@ struct Line {
     #[serde(rename = "resourceSpans")]
     spans: Option<Vec<ResourceSpans>>,
     #[serde(rename = "resourceLogs")]
-    logs: Option<IgnoredAny>,
+    logs: Option<Vec<ResourceLogs>>,
     #[serde(rename = "resourceMetrics")]
     metrics: Option<IgnoredAny>,
     #[serde(rename = "resourceProfiles")]
@@ -128,8 +165,13 @@ impl Spans {
             let what = text.split(" at line ").next().unwrap_or_default();
             format!("not OTLP/JSON: {what}, column {}", error.column())
         })?;
+        let scopes = line.logs.iter().flatten().flat_map(|group| &group.scope_logs);
+        for scope in scopes {
+            let logger = scope.scope.as_ref().map_or("", |scope| &scope.name);
+            self.logs.extend(scope.log_records.iter().filter_map(|record| Log::new(record.clone(), logger)));
+        }
         let Some(groups) = line.spans else {
-            let is_other = [&line.logs, &line.metrics, &line.profiles].iter().any(|other| other.is_some());
+            let is_other = line.logs.is_some() || line.metrics.is_some() || line.profiles.is_some();
             return if is_other { Ok(()) } else { Err("JSON, but without `resourceSpans`".to_owned()) };
         };
         let mut without_ids = 0;
@@ -170,6 +212,10 @@ impl Spans {
     pub(super) fn skipped(&self) -> Vec<(BadLine, usize)> {
         self.files.iter().filter_map(|(_, bad)| bad.clone()).collect()
     }
+}
+
+fn any_text(text: String) -> AnyValue {
+    AnyValue { value: Some(Value::StringValue(text)) }
 }
 
 /// A value's text, if it is one.
@@ -226,8 +272,23 @@ mod tests {
     }
 
     #[test]
-    fn logs_and_metrics_of_a_collector_are_passed_over() {
+    fn metrics_of_a_collector_are_passed_over() {
         let spans = read(&format!("{{\"resourceLogs\":[]}}\n{{\"resourceMetrics\":[{{}}]}}\n{GOOD}\n"));
         assert_eq!((spans.all.len(), spans.skipped()), (1, vec![]));
+    }
+
+    #[test]
+    fn log_records_that_are_of_a_trace_are_read() {
+        let record = r#"{"timeUnixNano":"7","severityText":"WARN","body":{"stringValue":"slow"},"eventName":"e","traceId":"0af7651916cd43dd8448eb211c80319c","spanId":"b7ad6b7169203331"}"#;
+        let other = r#"{"observedTimeUnixNano":"8","body":{"stringValue":"of no trace"}}"#;
+        let line = format!(
+            r#"{{"resourceLogs":[{{"scopeLogs":[{{"scope":{{"name":"dbt"}},"logRecords":[{record},{other}]}}]}}]}}"#
+        );
+        let spans = read(&format!("{line}\n"));
+        let [log] = &spans.logs[..] else { panic!("one log record") };
+        assert_eq!((log.time, &*log.severity, &*log.logger, log.span.is_some()), (7, "WARN", "dbt", true));
+        assert_eq!(log.body.as_ref().and_then(text), Some("slow"));
+        assert_eq!(log.attributes[0].key, "event");
+        assert!(spans.skipped().is_empty());
     }
 }
