@@ -23,6 +23,7 @@ pub struct Agent {
     packs: bool,
     limit: Option<Duration>,
     behind: Vec<OsString>,
+    terminal: bool,
 }
 
 impl Agent {
@@ -119,7 +120,15 @@ impl Agent {
         self
     }
 
+    /// With a terminal as its standard error.
+    #[must_use]
+    pub fn on_a_terminal(mut self) -> Self {
+        self.terminal = true;
+        self
+    }
+
     fn limited(&self, run: Run) -> Run {
+        let run = if self.terminal { run.on_a_terminal() } else { run };
         match self.limit {
             Some(limit) => run.limit(limit),
             None => run,

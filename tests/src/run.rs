@@ -1,7 +1,9 @@
 //! Commands with a time limit, their input and their output.
 
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io::{Read, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
@@ -9,7 +11,9 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::fs::OFlags;
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 
 /// Longest time for a command unless a test says otherwise.
 const LIMIT: Duration = Duration::from_mins(1);
@@ -22,6 +26,7 @@ pub struct Run {
     folder: Option<PathBuf>,
     input: Vec<u8>,
     limit: Duration,
+    terminal: bool,
 }
 
 impl Run {
@@ -33,6 +38,7 @@ impl Run {
             folder: None,
             input: Vec::new(),
             limit: LIMIT,
+            terminal: false,
         }
     }
 
@@ -83,6 +89,13 @@ impl Run {
         self
     }
 
+    /// With a terminal as its standard error.
+    #[must_use]
+    pub fn on_a_terminal(mut self) -> Self {
+        self.terminal = true;
+        self
+    }
+
     /// The command line with other words before it, in the same surroundings.
     #[must_use]
     pub(crate) fn behind(mut self, words: Vec<OsString>) -> Self {
@@ -116,6 +129,10 @@ impl Run {
             command.current_dir(folder);
         }
         command.process_group(0);
+        let terminal = self.terminal.then(terminal);
+        if let Some((_, theirs)) = &terminal {
+            command.stderr(theirs.try_clone().expect("a descriptor can be copied"));
+        }
         let mut child = command.spawn().unwrap_or_else(|error| panic!("cannot run {what}: {error}"));
         let mut input = child.stdin.take().expect("piped");
         let written = self.input.clone();
@@ -126,7 +143,10 @@ impl Run {
         });
         Running {
             stdout: Pipe::read(child.stdout.take().expect("piped")),
-            stderr: Pipe::read(child.stderr.take().expect("piped")),
+            stderr: match terminal {
+                Some((ours, _)) => Pipe::read(ours),
+                None => Pipe::read(child.stderr.take().expect("piped")),
+            },
             input: Some(input),
             deadline: Instant::now() + self.limit,
             limit: self.limit,
@@ -135,6 +155,15 @@ impl Run {
             reaped: false,
         }
     }
+}
+
+/// A terminal: our side, which sees what is written, and the side of the programs on it.
+fn terminal() -> (File, File) {
+    let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).expect("there are terminals");
+    grantpt(&ours).and_then(|()| unlockpt(&ours)).expect("it is ours");
+    let name = ptsname(&ours, Vec::new()).expect("it has a name").into_string().expect("ASCII");
+    let theirs = File::options().read(true).write(true).custom_flags(OFlags::NOCTTY.bits().cast_signed()).open(name);
+    (ours.into(), theirs.expect("it can be opened"))
 }
 
 /// A command that has ended.

@@ -162,15 +162,73 @@ fn as_shown(value: &Value) -> Value {
     if value.is_array() || value.is_object() { value.to_string().into() } else { value.clone() }
 }
 
+/// A real run of Dagster's, over HTTP: Jaeger finds it by Dagster's own id, and its spans are the events in Dagster's own log.
 #[test]
-fn exceptions_and_plain_calls_are_visible_in_jaeger() {
+fn the_materialisation_of_an_asset_by_dagster_is_visible_in_jaeger() {
     let Some(jaeger) = Jaeger::shared() else { return };
     let Some(_alone) = can_trace() else { return };
+    let Some(bin) = programs("FLOE").into_iter().next() else { return };
+    let folder = fixture("dagster");
+    let dagster = |program: &str, words: &[&str]| {
+        let run = Run::new(bin.join(program)).args(words).folder(folder.path()).limit(Duration::from_mins(3));
+        run.variable("DAGSTER_HOME", folder.path()).variable("SHOP_STATE", folder.path())
+    };
+    let agent = Agent::with_packs().option("--otlp").option(jaeger.otlp_http()).limit(Duration::from_mins(3));
+    let agent = agent.option("--set").option("otlp.protocol=http/protobuf");
+    let outcome = agent.exec(&dagster("dagster", &["asset", "materialize", "-f", "shop.py", "--select", "orders"]));
+    outcome.finished.expect(0);
+    outcome.nothing_lost();
+    is_what_the_file_says(jaeger, &outcome);
+
+    let recorded = dagster("python", &["event_log.py"]).run().expect(0);
+    let recorded: Value = serde_json::from_str(&recorded).expect("the script prints JSON");
+    let [run] = &recorded["runs"].as_array().expect("a list")[..] else { panic!("one run: {recorded}") };
+    let service = outcome.with("dagster.run_id").next().expect("a span of the run").resource["service.name"].clone();
+    let found = jaeger.search(service.as_str().expect("a text"), &json!({ "dagster.run_id": run["run_id"] }));
+    let [trace] = &found[..] else { panic!("{} traces of the run\n{outcome}", found.len()) };
+    let with_prefix = |prefix: &str| trace.iter().filter(|span| span.name.starts_with(prefix)).collect::<Vec<_>>();
+    let [root] = with_prefix("dagster.run.")[..] else { panic!("one span of the run: {trace:?}") };
+    assert_eq!((run["status"].as_str(), root.failed()), (Some("SUCCESS"), false));
+    let events = |kind: &str| {
+        run["events"].as_array().into_iter().flatten().filter(|event| event["type"] == kind).collect::<Vec<_>>()
+    };
+    let texts = |values: Vec<&Value>, name: &str| values.iter().map(|value| value[name].clone()).collect::<Vec<_>>();
+    let tags =
+        |spans: Vec<&JaegerSpan>, name: &str| spans.iter().map(|span| span.tags[name].clone()).collect::<Vec<_>>();
+    assert_eq!(tags(vec![root], "dagster.run_status"), texts(events("PIPELINE_SUCCESS"), "type"));
+    let steps = texts(events("STEP_SUCCESS"), "step");
+    assert_eq!(steps, [json!("orders")]);
+    assert_eq!(tags(with_prefix("dagster.step."), "dagster.step_key"), steps);
+    assert_eq!(
+        tags(with_prefix("dagster.io_manager.handle_output"), "dagster.step_key"),
+        texts(events("HANDLED_OUTPUT"), "step")
+    );
+    let told = trace
+        .iter()
+        .flat_map(|span| &span.logs)
+        .filter(|(_, fields)| fields.get("event") == Some(&json!("dagster.asset.materialization")));
+    let told: Vec<_> = told.map(|(_, fields)| fields["dagster.materialization.asset_key"].clone()).collect();
+    assert_eq!(told, texts(events("ASSET_MATERIALIZATION"), "asset_key"));
+    say(&format!("Jaeger: {} spans of {service}, over HTTP", trace.len()));
+}
+
+#[test]
+fn exceptions_and_plain_calls_are_visible_in_jaeger_by_every_protocol() {
+    let Some(jaeger) = Jaeger::shared() else { return };
+    let Some(_alone) = can_trace() else { return };
+    let (grpc, http) = (jaeger.otlp_grpc(), jaeger.otlp_http());
+    for (endpoint, protocol) in [(&grpc, "grpc"), (&http, "http/protobuf"), (&http, "http/json")] {
+        let agent = Agent::new().option("--otlp").option(endpoint).option("--set");
+        shop(jaeger, &agent.option(format!("otlp.protocol={protocol}")));
+    }
+}
+
+fn shop(jaeger: &Jaeger, agent: &Agent) {
     let script = floe_tests::one_of(&[12]).program("shop.py");
     let probes = ["shop_target:Shop.day", "shop_target:Shop.sell(item=arg(1, 'item'), price=arg(2, 'price'))"];
-    let agent = Agent::new().probes(&probes);
-    let outcome = agent.option("--otlp").option(jaeger.otlp_grpc()).exec(&script);
+    let outcome = agent.clone().probes(&probes).exec(&script);
     outcome.finished.expect(0);
+    outcome.nothing_lost();
     let day = outcome.named("Shop.day").next().unwrap_or_else(|| panic!("no span of Shop.day\n{outcome}"));
     let shown = jaeger.trace(&day.trace, 4);
     let sold: Vec<_> = shown.values().filter(|span| span.name == "Shop.sell").collect();
