@@ -61,6 +61,7 @@ fn measure(address: &str, spans: u64) {
         logs: None,
         metrics: None,
         batching: Batching::default(),
+        log_batching: Batching::default(),
         metrics_interval: Duration::from_mins(1),
     };
     let pipeline = {

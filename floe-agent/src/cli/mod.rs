@@ -139,7 +139,7 @@ pub fn main() -> u8 {
         Command::Run { options, node } => run::run(&options, &node),
     };
     result.unwrap_or_else(|error| {
-        eprintln!("floe-agent: {error:#}");
+        eprintln!("floe-agent: {}", described(&error));
         BAD_INPUT
     })
 }
@@ -150,8 +150,21 @@ fn raise_file_limit() {
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
 }
 
+/// An error and its causes, without those that it names itself.
+fn described(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text += ": ";
+            text += &cause;
+        }
+    }
+    text
+}
+
 fn start_log(verbose: u8) {
-    let level = std::env::var("FLOE_LOG_LEVEL").unwrap_or_default().to_lowercase();
+    let level = ["FLOE_LOG_LEVEL", "OTEL_LOG_LEVEL"].iter().find_map(|name| std::env::var(name).ok());
+    let level = level.unwrap_or_default().to_lowercase();
     let default = match (verbose, level.as_str()) {
         (0, "error") => "error",
         (1, _) | (0, "info") => "floe_agent=info,warn",
@@ -166,4 +179,22 @@ fn start_log(verbose: u8) {
         .with_target(false)
         .without_time()
         .init();
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context as _;
+
+    use super::*;
+    use crate::export::{Output, Pipeline, QueueBounds, RedactionRules};
+
+    #[test]
+    fn an_error_says_each_cause_once() {
+        let outputs = [Output::File("/proc/no.jsonl".into())];
+        let error = Pipeline::start(&outputs, QueueBounds::default(), RedactionRules::default()).unwrap_err();
+        let cause = "cannot write traces to /proc/no.jsonl: No such file or directory (os error 2)";
+        assert_eq!(described(&anyhow::Error::from(error)), cause);
+        let other = Err::<(), _>(std::io::Error::other("the cause")).context("outside").unwrap_err();
+        assert_eq!(described(&other), "outside: the cause");
+    }
 }

@@ -159,7 +159,7 @@ impl Session {
             attach: self.attach.requests(),
             counters: self.counters.clone(),
             events: self.state.clone(),
-            pipeline: Arc::downgrade(&self.pipeline),
+            exports: self.pipeline.tallies(),
         }
     }
 

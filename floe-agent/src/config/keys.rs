@@ -189,6 +189,13 @@ const AUTHENTICATION: &[Key] = &[
         "60s",
         "how often the agent's own metrics are sent"
     ),
+    key!(
+        "otlp.metrics_export_timeout",
+        ["OTEL_METRIC_EXPORT_TIMEOUT"],
+        Kind::Duration,
+        "30s",
+        "longest time for one request of metrics, whatever the time-out says"
+    ),
 ];
 
 const BEHAVIOUR: &[Key] = &[
@@ -208,6 +215,28 @@ const BEHAVIOUR: &[Key] = &[
         Kind::Duration,
         "30s",
         "longest time for one request, whatever `otlp.timeout` says"
+    ),
+    key!("queue.logs", ["OTEL_BLRP_MAX_QUEUE_SIZE"], Kind::Count, "", "log records that wait; as many as spans"),
+    key!(
+        "queue.log_batch",
+        ["OTEL_BLRP_MAX_EXPORT_BATCH_SIZE"],
+        Kind::Count,
+        "",
+        "log records in one request; as spans"
+    ),
+    key!(
+        "queue.log_delay",
+        ["OTEL_BLRP_SCHEDULE_DELAY"],
+        Kind::Duration,
+        "",
+        "how long a log record waits for its request to fill; as spans"
+    ),
+    key!(
+        "queue.log_export_timeout",
+        ["OTEL_BLRP_EXPORT_TIMEOUT"],
+        Kind::Duration,
+        "",
+        "longest time for one request of log records; as of spans"
     ),
     key!(
         "sampling.sampler",

@@ -478,10 +478,12 @@ impl Config {
     /// What follows from the settings.
     pub fn new(settings: &Settings) -> Result<Self, ConfigError> {
         let default = QueueBounds::default();
+        let spans = settings.count("queue.spans").unwrap_or(default.spans);
         Ok(Self {
             outputs: outputs(settings)?,
             queue: QueueBounds {
-                items: settings.count("queue.spans").unwrap_or(default.items),
+                spans,
+                logs: settings.count("queue.logs").unwrap_or(spans),
                 bytes: settings.parsed("queue.memory", values::size).unwrap_or(default.bytes),
             },
             shutdown_timeout: settings.duration("shutdown_timeout").unwrap_or(Duration::from_secs(5)),

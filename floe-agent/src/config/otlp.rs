@@ -8,15 +8,20 @@ use crate::export::{Batching, Endpoint, Headers, OtlpTarget, Protocol};
 /// The endpoints of the signals; without spans there is nothing to send.
 pub(super) fn target(settings: &Settings, traces: bool) -> Result<OtlpTarget, ConfigError> {
     let default = Batching::default();
+    let batching = Batching {
+        items: settings.count("queue.batch").unwrap_or(default.items),
+        delay: settings.duration("queue.delay").unwrap_or(default.delay),
+    };
     let wanted =
         |exporter: &str| settings.text(exporter).is_none_or(|name| name.split(',').any(|n| n.trim() == "otlp"));
     Ok(OtlpTarget {
         traces: if traces { endpoint(settings, "traces")? } else { None },
         logs: if wanted("otlp.logs_exporter") { endpoint(settings, "logs")? } else { None },
         metrics: if wanted("otlp.metrics_exporter") { endpoint(settings, "metrics")? } else { None },
-        batching: Batching {
-            items: settings.count("queue.batch").unwrap_or(default.items),
-            delay: settings.duration("queue.delay").unwrap_or(default.delay),
+        batching,
+        log_batching: Batching {
+            items: settings.count("queue.log_batch").unwrap_or(batching.items),
+            delay: settings.duration("queue.log_delay").unwrap_or(batching.delay),
         },
         metrics_interval: settings.duration("otlp.metrics_interval").unwrap_or(std::time::Duration::from_mins(1)),
     })
@@ -50,7 +55,12 @@ fn endpoint(settings: &Settings, signal: &'static str) -> Result<Option<Endpoint
     let mut endpoint = Endpoint::new(&url, &origin.to_string(), protocol)?;
     endpoint.gzip = get("compression").is_some_and(|setting| setting.value == "gzip");
     let timeout = get("timeout").and_then(|setting| values::duration(&setting.value, false));
-    let longest = settings.duration("queue.export_timeout").unwrap_or(std::time::Duration::MAX);
+    let longest = match signal {
+        "logs" => settings.duration("queue.log_export_timeout"),
+        "metrics" => settings.duration("otlp.metrics_export_timeout"),
+        _ => None,
+    };
+    let longest = longest.or_else(|| settings.duration("queue.export_timeout")).unwrap_or(std::time::Duration::MAX);
     endpoint.timeout = timeout.unwrap_or(endpoint.timeout).min(longest).max(std::time::Duration::from_millis(1));
     endpoint.certificate = get("certificate").map(|setting| setting.value.into());
     endpoint.client = match (get("client_certificate"), get("client_key")) {

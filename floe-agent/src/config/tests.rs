@@ -79,6 +79,10 @@ fn every_standard_variable_has_its_effect() {
         ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "128"),
         ("OTEL_BSP_SCHEDULE_DELAY", "250"),
         ("OTEL_BSP_EXPORT_TIMEOUT", "2000"),
+        ("OTEL_BLRP_MAX_QUEUE_SIZE", "2048"),
+        ("OTEL_BLRP_MAX_EXPORT_BATCH_SIZE", "64"),
+        ("OTEL_BLRP_SCHEDULE_DELAY", "750"),
+        ("OTEL_BLRP_EXPORT_TIMEOUT", "1000"),
         ("OTEL_SDK_DISABLED", "TRUE"),
         ("OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT", "99"),
     ];
@@ -96,7 +100,9 @@ fn every_standard_variable_has_its_effect() {
     assert_eq!(format!("{:?}", logs.headers), r#"{"y"}"#);
     assert!(target.metrics.is_none());
     assert_eq!((target.batching.items, target.batching.delay), (128, Duration::from_millis(250)));
-    assert_eq!(config.queue.items, 4096);
+    assert_eq!((target.log_batching.items, target.log_batching.delay), (64, Duration::from_millis(750)));
+    assert_eq!(logs.timeout, Duration::from_secs(1), "the shortest that holds for log records");
+    assert_eq!((config.queue.spans, config.queue.logs), (4096, 2048));
     assert_eq!((config.sampling.fixed, config.sampling.parent_based), (Some(0.25), true));
     assert_eq!(config.resource.service_name.as_deref(), Some("shop"));
     assert_eq!(config.resource.environment.as_deref(), Some("staging"));
@@ -293,7 +299,7 @@ observability:
     );
     assert_eq!(format!("{:?}", traces(&config).headers), r#"{"dd-api-key"}"#);
     assert_eq!(traces(&config).timeout, Duration::from_secs(9));
-    assert_eq!((config.queue.items, target(&config).batching.items), (2048, 256));
+    assert_eq!((config.queue.spans, target(&config).batching.items), (2048, 256));
     assert_eq!(target(&config).batching.delay, Duration::from_secs(5));
     assert_eq!((config.sampling.environments["prod"], config.sampling.environments["staging"]), (0.05, 0.4));
     assert_eq!(config.resource.service_name.as_deref(), Some("customer-360"));

@@ -21,7 +21,7 @@ mod tree;
 pub use batch::{log_request, request};
 pub use console::ConsoleOptions;
 pub use otlp::{Batching, Endpoint, Headers, OtlpTarget, Protocol, TargetError};
-pub use pipeline::{Counted, ExportReport, Finish, Pipeline, QueueBounds, Tally};
+pub use pipeline::{Counted, ExportReport, Finish, Pipeline, QueueBounds, Tallies, Tally};
 pub use redact::{RedactionRules, Redactor, redact_text};
 pub use sampling::{Sampler, SamplingRules, SamplingStats};
 

@@ -25,15 +25,17 @@ const PERIOD: Duration = Duration::from_mins(1);
 /// What one sink may have waiting of each signal. What does not fit is dropped and counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QueueBounds {
-    /// Spans, or log records.
-    pub items: usize,
-    /// Bytes of memory that they take.
+    /// Spans.
+    pub spans: usize,
+    /// Log records.
+    pub logs: usize,
+    /// Bytes of memory that either of them take.
     pub bytes: usize,
 }
 
 impl Default for QueueBounds {
     fn default() -> Self {
-        Self { items: 200_000, bytes: 64 << 20 }
+        Self { spans: 200_000, logs: 200_000, bytes: 64 << 20 }
     }
 }
 
@@ -154,6 +156,18 @@ pub struct Counted {
     pub waiting: u64,
 }
 
+/// The counters of all sinks.
+#[derive(Clone, Debug)]
+pub struct Tallies(Vec<Arc<Shared>>);
+
+impl Tallies {
+    /// How things stand, by sink and kind of item.
+    pub fn now(&self) -> Vec<(String, &'static str, Counted)> {
+        let all = self.0.iter().flat_map(|shared| [Signal::Traces, Signal::Logs].map(|signal| (shared, signal)));
+        all.map(|(shared, signal)| (shared.name.clone(), signal.items(), shared.counted(signal))).collect()
+    }
+}
+
 /// The counters of a sink, and how full its queues are.
 #[derive(Debug)]
 pub(super) struct Shared {
@@ -207,7 +221,8 @@ impl Shared {
     /// Takes as many as there is room for; the others are dropped.
     fn admit(&self, signal: Signal, weights: &[usize]) -> usize {
         let queue = self.queue(signal);
-        let room = self.bounds.items.saturating_sub(queue.items.load(Ordering::Relaxed));
+        let items = if signal == Signal::Logs { self.bounds.logs } else { self.bounds.spans };
+        let room = items.saturating_sub(queue.items.load(Ordering::Relaxed));
         let mut bytes = self.bounds.bytes.saturating_sub(queue.bytes.load(Ordering::Relaxed));
         let mut taken = 0;
         while taken < weights.len().min(room) && weights[taken] <= bytes {
@@ -319,7 +334,8 @@ impl Pipeline {
                     let mut lanes = Vec::new();
                     for (signal, endpoint) in [(Signal::Traces, &target.traces), (Signal::Logs, &target.logs)] {
                         if let Some(endpoint) = endpoint {
-                            lanes.push((signal, Lane::new(endpoint, signal, target.batching)?));
+                            let batching = if signal == Signal::Logs { target.log_batching } else { target.batching };
+                            lanes.push((signal, Lane::new(endpoint, signal, batching)?));
                         }
                     }
                     let metrics = target.metrics.as_ref();
@@ -407,11 +423,9 @@ impl Pipeline {
         self.sinks.iter().map(|sink| sink.shared.report()).collect()
     }
 
-    /// How things stand, by sink and kind of item.
-    pub fn state(&self) -> Vec<(String, &'static str, Counted)> {
-        let all =
-            self.sinks.iter().flat_map(|sink| [Signal::Traces, Signal::Logs].map(|signal| (&sink.shared, signal)));
-        all.map(|(shared, signal)| (shared.name.clone(), signal.items(), shared.counted(signal))).collect()
+    /// A view of the counters that stays when the pipeline ends.
+    pub fn tallies(&self) -> Tallies {
+        Tallies(self.sinks.iter().map(|sink| Arc::clone(&sink.shared)).collect())
     }
 
     /// Lets the sinks write what they have, at most until the deadline, and says what became of everything.
@@ -538,7 +552,7 @@ mod tests {
         let (sender, go) = std::sync::mpsc::channel();
         let redactor = Redactor::new(RedactionRules::default());
         let mut pipeline = Pipeline { sinks: Vec::new(), redactor };
-        let bounds = QueueBounds { items: queue, ..QueueBounds::default() };
+        let bounds = QueueBounds { spans: queue, ..QueueBounds::default() };
         pipeline.add_local("slow".into(), bounds, Box::new(Slow { go })).unwrap();
         (pipeline, sender)
     }
@@ -553,11 +567,14 @@ mod tests {
         pipeline.send(spans(3));
         pipeline.send(spans(4));
         pipeline.send(spans(1));
+        let tallies = pipeline.tallies();
         go.send(true).unwrap();
         go.send(true).unwrap();
         let reports = pipeline.shutdown(Finish::default()).await;
         assert_eq!(reports[0].spans, Tally { sent: 5, failed: 0, dropped: 3 });
         assert_eq!(reports[0].to_string(), "slow: 5 spans sent, 3 lost because its queue was full");
+        let counted = Counted { sent: 5, dropped: 3, ..Counted::default() };
+        assert_eq!(tallies.now()[0], ("slow".to_owned(), "spans", counted), "whoever watches can still ask");
     }
 
     #[tokio::test]

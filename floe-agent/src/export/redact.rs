@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
+use aho_corasick::{AhoCorasick, AhoCorasickKind};
 use opentelemetry::trace::Status;
 use opentelemetry::{Array, KeyValue, StringValue, Value};
 use opentelemetry_proto::tonic::common::v1::{AnyValue, any_value};
@@ -20,9 +21,26 @@ const WORDS: &str = "password|passwd|passphrase|pwd|secret|secret_key|access_key
 /// Resources that are remembered in their redacted form.
 const RESOURCES: usize = 256;
 
-/// Nothing is done to a text without one of these.
-static SUSPICIOUS: LazyLock<Regex> =
-    LazyLock::new(|| regex(r"(?i)://|pass|pwd|secret|key|token|authorization|credential|bearer"));
+/// What may be found in a text, and what announces it. Two letters beyond ASCII are an `s` and a `k` to regular expressions.
+const SUSPICIOUS: [(&str, Found); 11] = [
+    ("://", Found { url: true, ..Found::NOTHING }),
+    ("pass", Found::WORD),
+    ("pwd", Found::WORD),
+    ("secret", Found::WORD),
+    ("key", Found::WORD),
+    ("token", Found::WORD),
+    ("authorization", Found::WORD),
+    ("credential", Found::WORD),
+    ("bearer", Found { bearer: true, ..Found::NOTHING }),
+    ("\u{17f}", Found::ANYTHING),
+    ("\u{212a}", Found::ANYTHING),
+];
+/// Nearly every text has none of these, and is done with after one pass.
+static SCAN: LazyLock<AhoCorasick> = LazyLock::new(|| {
+    let words = SUSPICIOUS.map(|(word, _)| word);
+    let scan = AhoCorasick::builder().ascii_case_insensitive(true).kind(Some(AhoCorasickKind::DFA)).build(words);
+    scan.expect("words of this file")
+});
 /// `scheme://user:password@`, `scheme://token@`.
 static URL: LazyLock<Regex> = LazyLock::new(|| regex(r"(?i)\b([a-z][a-z0-9+.-]*://)[^\s/?#@]+@"));
 /// `password=...`, `"token": "..."`, `Authorization: Bearer ...`.
@@ -40,6 +58,28 @@ static NAME: LazyLock<Regex> = LazyLock::new(|| regex(&format!(r"(?i)(?:^|[._-])
 
 fn regex(pattern: &str) -> Regex {
     Regex::new(pattern).expect("a pattern of this file")
+}
+
+/// Which of the expressions above can match a text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Found {
+    url: bool,
+    word: bool,
+    bearer: bool,
+}
+
+impl Found {
+    const NOTHING: Self = Self { url: false, word: false, bearer: false };
+    const WORD: Self = Self { word: true, ..Self::NOTHING };
+    const ANYTHING: Self = Self { url: true, word: true, bearer: true };
+
+    fn within(text: &str) -> Self {
+        // No word begins with the end of another kind of word, so that none hides another.
+        SCAN.find_iter(text).fold(Self::NOTHING, |all, found| {
+            let (_, Self { url, word, bearer }) = SUSPICIOUS[found.pattern().as_usize()];
+            Self { url: all.url || url, word: all.word || word, bearer: all.bearer || bearer }
+        })
+    }
 }
 
 /// What to take out.
@@ -75,21 +115,27 @@ pub fn redact_text(text: &str) -> String {
 }
 
 fn built_in(text: &str) -> Cow<'_, str> {
-    if !SUSPICIOUS.is_match(text) {
-        return Cow::Borrowed(text);
-    }
+    let found = Found::within(text);
     let mut text = Cow::Borrowed(text);
-    replace(&mut text, &URL, &|found| format!("{}{MASK}@", &found[1]));
-    replace(&mut text, &ASSIGNED, &|found| {
-        let (name, value) = (&found[1], &found[2]);
-        // The quotes stay, so that what is around can still be read.
-        let quote = value.trim_start_matches('\\').chars().next().filter(|c| matches!(c, '"' | '\'')).map(String::from);
-        let quote = quote.unwrap_or_default();
-        let slash = if value.starts_with('\\') { "\\" } else { "" };
-        format!("{name}{slash}{quote}{MASK}{slash}{quote}")
-    });
-    replace(&mut text, &BEARER, &|found| format!("{}{MASK}", &found[1]));
+    if found.url {
+        replace(&mut text, &URL, &|found| format!("{}{MASK}@", &found[1]));
+    }
+    if found.word {
+        replace(&mut text, &ASSIGNED, &assigned);
+    }
+    if found.bearer {
+        replace(&mut text, &BEARER, &|found| format!("{}{MASK}", &found[1]));
+    }
     text
+}
+
+fn assigned(found: &Captures<'_>) -> String {
+    let (name, value) = (&found[1], &found[2]);
+    // The quotes stay, so that what is around can still be read.
+    let quote = value.trim_start_matches('\\').chars().next().filter(|c| matches!(c, '"' | '\'')).map(String::from);
+    let quote = quote.unwrap_or_default();
+    let slash = if value.starts_with('\\') { "\\" } else { "" };
+    format!("{name}{slash}{quote}{MASK}{slash}{quote}")
 }
 
 fn replace(text: &mut Cow<'_, str>, regex: &Regex, with: &dyn Fn(&Captures<'_>) -> String) {
@@ -197,7 +243,7 @@ impl Redactor {
     fn arguments(&self, texts: &mut [StringValue]) {
         let mut secret = false;
         for text in texts {
-            let is_option = OPTION.is_match(text.as_str());
+            let is_option = text.as_str().starts_with('-') && OPTION.is_match(text.as_str());
             if secret && !is_option {
                 *text = MASK.into();
             } else if let Cow::Owned(redacted) = self.text(text.as_str()) {
@@ -212,7 +258,7 @@ impl Redactor {
             Some(begin) => name.starts_with(begin),
             None => name == rule,
         };
-        self.rules.attributes.iter().any(matches) || SUSPICIOUS.is_match(name) && NAME.is_match(name)
+        self.rules.attributes.iter().any(matches) || Found::within(name).word && NAME.is_match(name)
     }
 
     fn text<'a>(&self, text: &'a str) -> Cow<'a, str> {
@@ -284,6 +330,7 @@ impl Redactor {
 #[cfg(test)]
 mod tests {
     use opentelemetry::trace::Event;
+    use proptest::prelude::*;
 
     use super::*;
     use crate::export::tree::tests::{at, span};
@@ -313,9 +360,32 @@ mod tests {
             ("?sig=1&access_token=abc&x=2", "?sig=1&access_token=***&x=2"),
             (r#"{\"password\": \"hunter2\"}"#, r#"{\"password\": \"***\"}"#),
             ("PASSWORD=\"unterminated", "PASSWORD=\"***\""),
+            ("passecret=x", "passecret=***"),
+            // Letters beyond ASCII that are an s and a k in another case.
+            ("pa\u{17f}\u{17f}word=x", "pa\u{17f}\u{17f}word=***"),
+            ("to\u{212a}en=x", "to\u{212a}en=***"),
         ] {
             assert_eq!(redact_text(text), redacted);
             assert_eq!(attribute(RedactionRules::default(), "x", text), redacted);
+        }
+    }
+
+    proptest! {
+        /// The scan for words saves work, and changes nothing.
+        #[test]
+        fn what_the_scan_passes_over_the_expressions_pass_over_too(
+            parts in proptest::collection::vec(proptest::sample::select(vec![
+                "pass", "word", "wd", "phrase", "pwd", "secret", "_", "key", "access", "api-", "token", "Authorization", "BEARER ",
+                "credential", "s", "://", "a", "@", "=", ": ", "\"", "'", " ", "abcdefgh", "\u{17f}", "\u{212a}", "K", "\\",
+            ]), 0..8)
+        ) {
+            let text = parts.concat();
+            let mut all = Cow::Borrowed(&*text);
+            replace(&mut all, &URL, &|found| format!("{}{MASK}@", &found[1]));
+            replace(&mut all, &ASSIGNED, &assigned);
+            replace(&mut all, &BEARER, &|found| format!("{}{MASK}", &found[1]));
+            prop_assert_eq!(built_in(&text), all);
+            prop_assert_eq!(Redactor::new(RedactionRules::default()).is_secret(&text), NAME.is_match(&text));
         }
     }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use opentelemetry::Key;
-use opentelemetry::trace::{SpanId, Status, TraceId};
+use opentelemetry::trace::{SpanContext, SpanId, Status, TraceId};
 use opentelemetry_sdk::Resource;
 use opentelemetry_semantic_conventions::attribute::DEPLOYMENT_ENVIRONMENT_NAME;
 
@@ -71,7 +71,7 @@ pub struct SamplingStats {
 #[derive(Debug)]
 pub struct Sampler {
     rules: SamplingRules,
-    decisions: HashMap<TraceId, bool>,
+    decisions: HashMap<TraceId, Decision>,
     decided: VecDeque<TraceId>,
     held: HashMap<TraceId, Held>,
     /// Held traces, the one without a new span for the longest first.
@@ -95,9 +95,20 @@ struct Held {
     ended: bool,
 }
 
+/// What becomes of a trace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Decision {
+    /// The ratio keeps it: of traces, those with a random number below this are left out.
+    Ratio(u64),
+    /// It has an error.
+    Error,
+    Drop,
+}
+
 /// What to do with a span.
 enum Fate {
-    Keep,
+    /// Of traces, those with a random number below this are left out; 0 where that is not known.
+    Keep(u64),
     Hold,
     Drop,
 }
@@ -136,7 +147,12 @@ impl Sampler {
         let mut kept = Vec::with_capacity(spans.len());
         for span in spans {
             match self.fate(&span) {
-                Fate::Keep => kept.push(span),
+                Fate::Keep(0) => kept.push(span),
+                Fate::Keep(threshold) => {
+                    let mut span = span;
+                    span.span.span_context = with_threshold(&span.span.span_context, threshold);
+                    kept.push(span);
+                }
                 Fate::Drop => self.stats.spans_dropped += 1,
                 Fate::Hold => self.hold(span, now, &mut kept),
             }
@@ -153,21 +169,23 @@ impl Sampler {
 
     fn fate(&mut self, span: &FinishedSpan) -> Fate {
         if let (true, Some(sampled)) = (self.rules.parent_based, span.sampled) {
-            return if sampled { Fate::Keep } else { self.leave_out(span) };
+            return if sampled { Fate::Keep(0) } else { self.leave_out(span) };
         }
         let trace = span.span.span_context.trace_id();
         match self.decisions.get(&trace) {
-            Some(true) => return Fate::Keep,
-            Some(false) => return Fate::Drop,
+            Some(Decision::Ratio(threshold)) => return Fate::Keep(*threshold),
+            Some(Decision::Error) => return Fate::Keep(0),
+            Some(Decision::Drop) => return Fate::Drop,
             None if self.held.contains_key(&trace) => return Fate::Hold,
             None => {}
         }
         let ratio = self.ratio(&span.resource);
         if is_sampled(trace, ratio) {
-            if ratio < 1.0 || !self.decisions.is_empty() || !self.held.is_empty() {
-                self.decide(trace, true);
+            let threshold = threshold(ratio);
+            if threshold > 0 || !self.decisions.is_empty() || !self.held.is_empty() {
+                self.decide(trace, Decision::Ratio(threshold));
             }
-            Fate::Keep
+            Fate::Keep(threshold)
         } else if self.rules.keep_errors {
             Fate::Hold
         } else {
@@ -177,9 +195,9 @@ impl Sampler {
 
     fn leave_out(&mut self, span: &FinishedSpan) -> Fate {
         let trace = span.span.span_context.trace_id();
-        if self.decisions.get(&trace) != Some(&false) {
+        if self.decisions.get(&trace) != Some(&Decision::Drop) {
             self.stats.traces_dropped += 1;
-            self.decide(trace, false);
+            self.decide(trace, Decision::Drop);
         }
         Fate::Drop
     }
@@ -206,7 +224,7 @@ impl Sampler {
             kept.extend(self.take(trace).map(|held| held.spans).unwrap_or_default());
             kept.push(span);
             self.stats.traces_kept_for_errors += 1;
-            self.decide(trace, true);
+            self.decide(trace, Decision::Error);
             return;
         }
         let bytes = span.weight();
@@ -248,7 +266,7 @@ impl Sampler {
         if let Some(held) = self.take(trace) {
             self.stats.traces_dropped += 1;
             self.stats.spans_dropped += held.spans.len() as u64;
-            self.decide(trace, false);
+            self.decide(trace, Decision::Drop);
         }
     }
 
@@ -261,8 +279,8 @@ impl Sampler {
         }
     }
 
-    fn decide(&mut self, trace: TraceId, keep: bool) {
-        if self.decisions.insert(trace, keep).is_none() {
+    fn decide(&mut self, trace: TraceId, decision: Decision) {
+        if self.decisions.insert(trace, decision).is_none() {
             self.decided.push_back(trace);
             if self.decided.len() > DECISIONS
                 && let Some(oldest) = self.decided.pop_front()
@@ -278,11 +296,24 @@ impl Sampler {
 /// ratio keeps a larger one keeps too. (The first bits of an id's second half are no random number: in run ids, which are
 /// UUIDs, they are constant.)
 fn is_sampled(trace: TraceId, ratio: f64) -> bool {
-    const RANGE: f64 = (1_u64 << 56) as f64;
     let id = trace.to_bytes();
     let random = u64::from_be_bytes([0, id[9], id[10], id[11], id[12], id[13], id[14], id[15]]);
-    let threshold = ((1.0 - ratio.clamp(0.0, 1.0)) * RANGE) as u64;
-    random >= threshold && ratio > 0.0
+    random >= threshold(ratio) && ratio > 0.0
+}
+
+fn threshold(ratio: f64) -> u64 {
+    const RANGE: f64 = (1_u64 << 56) as f64;
+    ((1.0 - ratio.clamp(0.0, 1.0)) * RANGE) as u64
+}
+
+/// The context with `ot=th:...` in its tracestate: what a backend needs to know of how many traces this one stands for.
+fn with_threshold(context: &SpanContext, threshold: u64) -> SpanContext {
+    let state = context.trace_state();
+    let mut parts = vec![format!("th:{}", format!("{threshold:014x}").trim_end_matches('0'))];
+    let known = state.get("ot").into_iter().flat_map(|known| known.split(';'));
+    parts.extend(known.filter(|part| !part.starts_with("th:")).map(str::to_owned));
+    let state = state.insert("ot", parts.join(";")).unwrap_or_else(|_| state.clone());
+    SpanContext::new(context.trace_id(), context.span_id(), context.trace_flags(), context.is_remote(), state)
 }
 
 #[cfg(test)]
@@ -337,6 +368,31 @@ mod tests {
         let id = |random: u128| TraceId::from(0xffff_ffff_ffff_ffff_ff00_0000_0000_0000 | random);
         assert!(is_sampled(id(0x80_0000_0000_0000), 0.5));
         assert!(!is_sampled(id(0x7f_ffff_ffff_ffff), 0.5));
+    }
+
+    #[test]
+    fn spans_that_the_ratio_keeps_say_how_many_they_stand_for() {
+        let of = |spans: Vec<FinishedSpan>| -> Vec<String> {
+            spans.iter().map(|span| span.span.span_context.trace_state().header()).collect()
+        };
+        let (kept, left_out) = (u128::MAX, 1);
+        let now = Instant::now();
+        let mut half = sampler(0.5, true);
+        assert_eq!(of(half.pass(vec![span(kept, 1, 0, "a", 0, 1), span(kept, 2, 1, "b", 0, 1)], now)), ["ot=th:8"; 2]);
+        // How many traces one stands for that is kept for its error is not known.
+        assert_eq!(of(half.pass(vec![failed(span(left_out, 1, 0, "a", 0, 1))], now)), [""]);
+        assert_eq!(of(half.pass(vec![span(left_out, 2, 0, "a", 0, 1)], now)), [""]);
+        assert_eq!(of(sampler(1.0, true).pass(vec![span(kept, 1, 0, "a", 0, 1)], now)), [""]);
+        // What others wrote there stays.
+        let mut with_state = span(kept, 1, 0, "a", 0, 1);
+        let context = with_state.span.span_context.clone();
+        let state = "x=y,ot=th:4;rv:ffffffffffffff".parse().unwrap();
+        let flags = context.trace_flags();
+        with_state.span.span_context = SpanContext::new(context.trace_id(), context.span_id(), flags, false, state);
+        assert_eq!(of(sampler(0.75, true).pass(vec![with_state], now)), ["ot=th:4;rv:ffffffffffffff,x=y"]);
+        let threshold = |ratio| with_threshold(&context, threshold(ratio)).trace_state().header();
+        assert_eq!(threshold(0.25), "ot=th:c");
+        assert!(threshold(0.1).starts_with("ot=th:e66666666666"), "{}", threshold(0.1));
     }
 
     #[test]

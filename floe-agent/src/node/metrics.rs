@@ -3,7 +3,7 @@
 use std::{
     fmt,
     sync::{
-        Arc, Mutex, PoisonError, Weak,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
         mpsc,
     },
@@ -21,7 +21,7 @@ use prometheus_client::{
 use super::usage::ProcessUsage;
 use crate::{
     attach::{AnswerTimes, Request, Snapshot},
-    export::{Counted, Pipeline},
+    export::{Counted, Tallies},
     kernel::{Counters, EventReader},
     trace::{Assembler, AssemblerStats},
     units::boot_now,
@@ -55,7 +55,7 @@ impl EventState {
     }
 }
 
-/// A view of a tracing session. It does not keep the session's outputs open.
+/// A view of a tracing session. It does not keep the session's outputs open, nor does anybody who asks it hold up their end.
 #[derive(Clone)]
 pub struct Observer {
     /// Requests to the attach thread.
@@ -65,7 +65,7 @@ pub struct Observer {
     /// The event thread.
     pub events: Arc<EventState>,
     /// The outputs.
-    pub pipeline: Weak<Pipeline>,
+    pub exports: Tallies,
 }
 
 /// Why the agent is not healthy or not ready.
@@ -124,7 +124,7 @@ impl Observer {
             counters: self.counters.read(),
             spans: *self.events.stats.lock().unwrap_or_else(PoisonError::into_inner),
             undecodable: self.events.undecodable.load(Ordering::Relaxed),
-            exports: self.pipeline.upgrade().map(|pipeline| pipeline.state()).unwrap_or_default(),
+            exports: self.exports.now(),
             usage: ProcessUsage::now(),
         };
         Ok(sample.text())

@@ -1,8 +1,9 @@
 //! The assembler: events in, finished spans out.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
+use foldhash::{HashMap, HashSet};
 use opentelemetry::{InstrumentationScope, StringValue};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{IdGenerator, RandomIdGenerator, SpanData};
@@ -151,9 +152,9 @@ impl Assembler {
                 log_stats: LogStats::default(),
                 stats: AssemblerStats::default(),
             },
-            processes: HashMap::new(),
-            current: HashMap::new(),
-            ended: HashSet::new(),
+            processes: HashMap::default(),
+            current: HashMap::default(),
+            ended: HashSet::default(),
             ended_order: VecDeque::new(),
             exceptions: VecDeque::new(),
             limits: Limits::default(),

@@ -1,9 +1,9 @@
 //! What the assembler keeps of a process: the open calls of its threads, and its open spans.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use foldhash::HashMap;
 use opentelemetry::Key;
 use opentelemetry::trace::{Event, Link, SpanContext, SpanId, TraceFlags, TraceId, TraceState};
 use opentelemetry_sdk::Resource;
@@ -159,7 +159,7 @@ impl Process {
             trace,
             inherited: None,
             lineage: None,
-            threads: HashMap::new(),
+            threads: HashMap::default(),
             loose: Vec::new(),
             commands: Vec::new(),
             open: 0,

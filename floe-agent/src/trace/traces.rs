@@ -118,17 +118,29 @@ impl Trace {
     }
 
     /// The trace that it is, or that it is part of, once that is known.
-    fn settled(self: &Arc<Self>) -> Option<(Arc<Self>, Settled)> {
-        let state = self.inner().state.clone();
-        match state {
-            State::Settled(settled) => Some((Arc::clone(self), settled)),
-            State::Joined(trace) => trace.settled(),
-            State::Open => self.above.as_ref()?.settled().filter(|(_, settled)| settled.why != Why::Unknown),
+    fn settled(self: &Arc<Self>) -> Option<Arc<Self>> {
+        let joined = match &self.inner().state {
+            State::Settled(_) => return Some(Arc::clone(self)),
+            State::Joined(trace) => Some(Arc::clone(trace)),
+            State::Open => None,
+        };
+        match joined {
+            Some(trace) => trace.settled(),
+            None => self.above.as_ref()?.settled().filter(|trace| trace.read(|known| known.why) != Some(Why::Unknown)),
         }
     }
 
+    /// Something of what is known of the trace that it is, or that it is part of.
+    fn settled_as<T>(self: &Arc<Self>, read: impl FnOnce(&Settled) -> T) -> Option<T> {
+        self.settled()?.read(read)
+    }
+
+    fn read<T>(&self, read: impl FnOnce(&Settled) -> T) -> Option<T> {
+        if let State::Settled(settled) = &self.inner().state { Some(read(settled)) } else { None }
+    }
+
     fn known(self: &Arc<Self>) -> Arc<Self> {
-        self.settled().map_or_else(|| Arc::clone(self), |(trace, _)| trace)
+        self.settled().unwrap_or_else(|| Arc::clone(self))
     }
 
     /// Whether it may still turn out to be part of another one.
@@ -138,22 +150,23 @@ impl Trace {
 
     /// Whether the environment or the arguments of a process named it.
     pub(super) fn is_given(self: &Arc<Self>) -> bool {
-        self.settled().is_some_and(|(_, settled)| settled.why == Why::Given)
+        self.settled_as(|known| known.why) == Some(Why::Given)
     }
 
     /// Its id, as far as it is known.
     pub(super) fn id(self: &Arc<Self>) -> TraceId {
-        self.settled().map_or(self.own, |(_, settled)| settled.id)
+        self.settled_as(|known| known.id).unwrap_or(self.own)
     }
 
     /// The context of a span in it.
     pub(super) fn context(self: &Arc<Self>, span: SpanId) -> SpanContext {
-        let (id, state) = self.settled().map_or((self.own, TraceState::NONE), |(_, known)| (known.id, known.state));
+        let known = self.settled_as(|known| (known.id, known.state.clone()));
+        let (id, state) = known.unwrap_or((self.own, TraceState::NONE));
         SpanContext::new(id, span, TraceFlags::SAMPLED, false, state)
     }
 
     fn sampled(self: &Arc<Self>) -> bool {
-        self.settled().is_none_or(|(_, settled)| settled.sampled)
+        self.settled_as(|known| known.sampled).unwrap_or(true)
     }
 
     /// What a span without a parent is a child of: the span of the run.

@@ -94,6 +94,8 @@ impl Values {
     /// Takes captured fields; gives back those that describe an exception.
     pub(super) fn capture(&mut self, probe: &Probe, names: &[Key], fields: Vec<FieldValue>) -> Raised {
         let mut raised = Raised::default();
+        // With room for what comes at the end of the call.
+        self.attributes.reserve(fields.len() + 3);
         for FieldValue { field, value, cut } in fields {
             let Some(name) = names.get(usize::from(field)) else {
                 continue;
@@ -122,8 +124,10 @@ impl Values {
                     raised.message = Some(value.as_str().into_owned());
                 }
                 _ => {
-                    let map = probe.values.iter().find(|(known, _)| known == name);
-                    let value = map.map_or(Some(value.clone()), |(_, map)| map.replace(value));
+                    let value = match probe.values.iter().find(|(known, _)| known == name) {
+                        Some((_, map)) => map.replace(value),
+                        None => Some(value),
+                    };
                     if let Some(value) = value {
                         if cut {
                             self.mark_cut(name);

@@ -22,8 +22,10 @@ pub struct OtlpTarget {
     pub logs: Option<Endpoint>,
     /// The agent's own metrics.
     pub metrics: Option<Endpoint>,
-    /// How requests are filled.
+    /// How requests of spans are filled.
     pub batching: Batching,
+    /// How requests of log records are filled.
+    pub log_batching: Batching,
     /// How often the agent's own metrics are sent.
     pub metrics_interval: Duration,
 }
@@ -51,5 +53,7 @@ impl Default for Batching {
     }
 }
 
+#[cfg(test)]
+mod outages;
 #[cfg(test)]
 mod tests;

@@ -9,6 +9,9 @@ use std::time::{Duration, SystemTime};
 use bytes::{BufMut as _, Bytes};
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::connect::proxy::Tunnel;
+use hyper_util::client::proxy::matcher::{Intercept, Matcher};
 use opentelemetry_proto::tonic::collector::{
     logs::v1::ExportLogsServiceResponse, metrics::v1::ExportMetricsServiceResponse,
     trace::v1::ExportTraceServiceResponse,
@@ -114,8 +117,13 @@ enum Way {
 impl Transport {
     /// Prepares the way; nothing is sent yet. To be called inside a tokio runtime.
     pub(super) fn new(endpoint: &Endpoint, signal: Signal) -> Result<Self, TargetError> {
+        Self::through(endpoint, signal, &Matcher::from_env())
+    }
+
+    /// As [`Self::new`]; gRPC goes through one of these proxies.
+    pub(super) fn through(endpoint: &Endpoint, signal: Signal, proxies: &Matcher) -> Result<Self, TargetError> {
         let way = match endpoint.protocol {
-            Protocol::Grpc => Way::Grpc(channel(endpoint)?),
+            Protocol::Grpc => Way::Grpc(channel(endpoint, proxies)?),
             Protocol::HttpProtobuf | Protocol::HttpJson => Way::Http(client(endpoint)?),
         };
         // A file with a secret that cannot be read shows here.
@@ -344,7 +352,7 @@ impl<A: prost::Message + Default + 'static> Codec for Encoded<A> {
     }
 }
 
-fn channel(endpoint: &Endpoint) -> Result<Channel, TargetError> {
+fn channel(endpoint: &Endpoint, proxies: &Matcher) -> Result<Channel, TargetError> {
     let fail = |problem: String| endpoint.error(problem);
     let mut to = Channel::from_shared(endpoint.url.clone())
         .map_err(|error| fail(causes(&error)))?
@@ -363,8 +371,28 @@ fn channel(endpoint: &Endpoint) -> Result<Channel, TargetError> {
             tls = tls.identity(Identity::from_pem(certificate, key));
         }
         to = to.tls_config(tls).map_err(|error| fail(causes(&error)))?;
+        if let Some(proxy) = proxies.intercept(to.uri()) {
+            return Ok(to.connect_with_connector_lazy(tunnel(&proxy).map_err(fail)?));
+        }
     }
     Ok(to.connect_lazy())
+}
+
+/// The way through a proxy. Without TLS gRPC takes none: a proxy of that kind understands HTTP/1 only.
+fn tunnel(proxy: &Intercept) -> Result<Tunnel<HttpConnector>, String> {
+    if proxy.uri().scheme_str() != Some("http") {
+        let uri = proxy.uri();
+        return Err(format!(
+            "gRPC cannot go through the proxy `{uri}`; give one of `http://`, or put the host into NO_PROXY"
+        ));
+    }
+    let mut connector = HttpConnector::new();
+    connector.set_nodelay(true);
+    let tunnel = Tunnel::new(proxy.uri().clone(), connector);
+    Ok(match proxy.basic_auth() {
+        Some(credentials) => tunnel.with_auth(credentials.clone()),
+        None => tunnel,
+    })
 }
 
 fn client(endpoint: &Endpoint) -> Result<reqwest::Client, TargetError> {
