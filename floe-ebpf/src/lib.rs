@@ -475,6 +475,8 @@ pub mod event {
     pub const EXIT: u8 = 4;
     /// A selected process called exec: [`super::ProcessEvent`].
     pub const EXEC: u8 = 5;
+    /// An armed process started a thread: [`super::ProcessEvent`].
+    pub const THREAD: u8 = 6;
 }
 
 shared! {
@@ -552,11 +554,11 @@ shared! {
 }
 
 shared! {
-    /// Fork, exec or exit.
+    /// Fork, exec or exit of a process; the start of a thread.
     pub struct ProcessEvent [40] {
-        /// Common part: fork: the parent; exec and exit: the process.
+        /// Common part: fork and thread: the parent; exec and exit: the process.
         pub header: Header,
-        /// Fork: the child's tgid. Exit: 1 if it was the last thread.
+        /// Fork: the child's tgid. Exit: 1 if it was the last thread. Thread: the new thread.
         pub other: u32,
         /// Fork: the child's epoch.
         pub other_epoch: u32,

@@ -67,6 +67,10 @@ pub fn decode(bytes: &[u8]) -> Result<Event, DecodeError> {
             Ok(Event::Fork { stamp, child: Pid(record.other), child_epoch: Epoch(record.other_epoch) })
         }
         event::EXEC => Ok(Event::Exec { stamp }),
+        event::THREAD => {
+            let (record, _) = head::<ProcessEvent>(bytes)?;
+            Ok(Event::Thread { stamp, child: Tid(record.other) })
+        }
         event::EXIT => {
             let (record, _) = head::<ProcessEvent>(bytes)?;
             Ok(Event::Exit { stamp, process_ended: record.other != 0, code: record.code as u32 })

@@ -103,6 +103,13 @@ pub enum Event {
         /// The child's address space.
         child_epoch: Epoch,
     },
+    /// A traced process started a thread; the stamp is that of the thread that did.
+    Thread {
+        /// Where and when.
+        stamp: Stamp,
+        /// The new thread.
+        child: Tid,
+    },
     /// A selected process called exec; the stamp's epoch is the new address space.
     Exec {
         /// Where and when.

@@ -299,6 +299,11 @@ impl Assembler {
                 }
             }
             Event::Fork { stamp, child, child_epoch } => self.fork(&stamp, child, child_epoch),
+            Event::Thread { stamp, child } => {
+                if let Some(process) = self.processes.get_mut(&(stamp.pid, stamp.epoch)) {
+                    process.thread_started(stamp.tid, child);
+                }
+            }
             Event::Exec { stamp } => self.exec(&stamp),
             Event::Exit { stamp, process_ended, code } => self.exit(&stamp, process_ended, code),
         }

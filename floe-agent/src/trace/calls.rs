@@ -175,10 +175,14 @@ impl Core {
         let render =
             |template: &crate::catalogue::template::Template| template.render_complete(|name| values.text(name));
         let key = rule.key.as_ref().and_then(render);
-        // What has the same handle, or is the same pair, has missed its end.
+        let run = rule.run.as_ref().and_then(render);
+        let number = self.expected(process, stamp.tid, run.as_deref()).number();
+        // What has the same handle in the same trace, or is the same pair, has missed its end.
         let again = Ending::incomplete(END_NOT_SEEN);
         match place.handle(reference, key.as_deref(), stamp.tid) {
-            Some(handle) => self.close_loose(process, stamp.time, &again, |loose| loose.handle == handle),
+            Some(handle) => self.close_loose(process, stamp.time, &again, |loose| {
+                loose.handle == handle && (key.is_none() || loose.span.trace.number() == number)
+            }),
             None => {
                 if let Place::Pair { depth } = place
                     && let Some(at) = pair(process, stamp.tid, reference.probe)
@@ -188,7 +192,6 @@ impl Core {
                 }
             }
         }
-        let run = rule.run.as_ref().and_then(render);
         let Belongs { trace, mut parent, mut remote, around } = self.belongs(process, stamp.tid, run.as_deref());
         if let Some(span) = rule.parent.as_ref().and_then(render).and_then(|key| self.keys.get(trace.number(), &key)) {
             remote = process.spans().all(|open| open.id != span);

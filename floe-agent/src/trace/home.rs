@@ -21,6 +21,15 @@ pub(super) struct Belongs {
 }
 
 impl Core {
+    /// The trace of a span that would begin now in this thread, and that is part of this run.
+    pub(super) fn expected(&mut self, process: &Process, tid: Tid, run: Option<&str>) -> Arc<Trace> {
+        let trace = process.place(tid).0;
+        match run {
+            Some(run) if !trace.is_given() && !trace.is_open() => self.traces.run(run),
+            _ => trace,
+        }
+    }
+
     /// Where a span belongs that begins now in this thread, and that is part of this run.
     pub(super) fn belongs(&mut self, process: &mut Process, tid: Tid, run: Option<&str>) -> Belongs {
         let (trace, parent, remote) = process.place(tid);
@@ -37,8 +46,9 @@ impl Core {
             // The first run in a span is what that span is about.
             Some(_) if self.traces.join(&trace, &there) => stays,
             Some(span) => {
-                let around = trace.context(span);
-                Belongs { trace: there, parent: None, remote: false, around: Some(around) }
+                // What another thread works on is not around it.
+                let around = (remote || process.is_around(tid, span)).then(|| trace.context(span));
+                Belongs { trace: there, parent: None, remote: false, around }
             }
             None => {
                 self.traces.join(&process.trace, &there);

@@ -305,6 +305,33 @@ fn interleaved_runs_of_many_threads_and_processes_do_not_mix() {
 }
 
 #[test]
+fn threads_work_for_the_run_that_they_were_started_for() {
+    let mut w = world();
+    let (first, second) = (At(100, 1, 101), At(100, 1, 102));
+    let (helper, its_helper, old) = (At(100, 1, 111), At(100, 1, 112), At(100, 1, 113));
+    w.thread(MAIN, first);
+    w.thread(MAIN, second);
+    let one = w.enter(first, RUN, 0, &[("run", s(R1))]);
+    w.thread(first, helper);
+    let two = w.enter(second, RUN, 0, &[("run", s(R2))]);
+    w.thread(helper, its_helper);
+    let step = w.enter(first, STEP, 1, &[("_run", s(R1)), ("step", s("a"))]);
+    plain(&mut w, helper);
+    plain(&mut w, its_helper);
+    w.leave(first, STEP, step, &[]);
+    w.thread(first, old);
+    w.leave(first, RUN, one, &[]);
+    let spans = w.spans();
+    assert_one_trace(&spans, R1);
+    let step = id(named(&spans, "step a"));
+    assert!(spans.iter().filter(|span| span.name == "plain").all(|span| span.parent_span_id == step), "{spans:?}");
+    // What it was started for is over.
+    plain(&mut w, old);
+    w.leave(second, RUN, two, &[]);
+    assert_one_trace(&w.spans(), R2);
+}
+
+#[test]
 fn a_handed_down_context_is_continued() {
     let mut w = world();
     seen(&mut w, MAIN, traceparent(0xabc, 0xdef, 1));

@@ -20,6 +20,8 @@ use crate::units::{BootNanos, ProbeId, Tid, UserAddr};
 /// Events of one span, and links of one span; more are dropped and counted. OpenTelemetry's default limits.
 const MAX_EVENTS: usize = 128;
 const MAX_LINKS: usize = 128;
+/// Threads of one process of which it is known for which command they were started.
+const MAX_STARTED: usize = 4096;
 
 /// A process.
 #[derive(Debug)]
@@ -37,6 +39,8 @@ pub(super) struct Process {
     pub(super) loose: Vec<Loose>,
     /// Open command spans, in the order in which they began.
     pub(super) commands: Vec<(Tid, SpanId)>,
+    /// The open command for which a thread was started.
+    pub(super) started_for: HashMap<Tid, SpanId>,
     /// Open calls of all threads.
     pub(super) open: usize,
     /// Its log records.
@@ -162,6 +166,7 @@ impl Process {
             threads: HashMap::default(),
             loose: Vec::new(),
             commands: Vec::new(),
+            started_for: HashMap::new(),
             open: 0,
             logs: ProcessLogs::default(),
             started: false,
@@ -182,11 +187,11 @@ impl Process {
     }
 
     /// The span that something which happens now in this thread belongs to, and whether it is in another process: the
-    /// innermost open span of the thread, else the process's innermost open command, else the span that was open in
-    /// the thread that forked the process.
+    /// innermost open span of the thread, else the innermost open command that the thread may work for, else the span that was
+    /// open in the thread that forked the process.
     pub(super) fn context(&self, tid: Tid) -> Option<(SpanId, bool)> {
         self.innermost(tid, |span| span.role != Role::Leaf)
-            .or_else(|| self.commands.last().map(|(_, id)| *id))
+            .or_else(|| self.command(tid))
             .map(|id| (id, false))
             .or_else(|| self.inherited.map(|id| (id, true)))
     }
@@ -206,17 +211,49 @@ impl Process {
         called.into_iter().chain(loose).max_by_key(|span| span.number).map(|span| span.id)
     }
 
-    /// The open command span that something in this thread belongs to: the thread's own, else the process's innermost.
+    /// The open command span that something in this thread belongs to: the thread's own, else the innermost of those in the
+    /// command that the thread was started for, else the process's innermost.
     pub(super) fn command(&self, tid: Tid) -> Option<SpanId> {
         let own = self.commands.iter().rfind(|(owner, _)| *owner == tid);
-        own.or(self.commands.last()).map(|(_, id)| *id)
+        let around = self.started_for.get(&tid);
+        let within = || self.commands.iter().rfind(|(_, id)| around.is_none_or(|around| self.is_within(*id, *around)));
+        own.or_else(within).map(|(_, id)| *id)
+    }
+
+    /// Whether this open span is of the thread, or of what the thread was started for.
+    pub(super) fn is_around(&self, tid: Tid, span: SpanId) -> bool {
+        let own = self.spans().any(|open| open.id == span && open.tid == tid);
+        own || self.started_for.get(&tid).is_some_and(|around| self.is_within(span, *around))
+    }
+
+    /// Whether an open span is this one, or below it.
+    fn is_within(&self, span: SpanId, around: SpanId) -> bool {
+        let mut at = Some(span);
+        // Parents are older than their children, so this ends.
+        while let Some(id) = at.filter(|id| *id != around) {
+            at = self.spans().find(|span| span.id == id).and_then(|span| span.parent);
+        }
+        at.is_some()
+    }
+
+    /// A thread starts another one.
+    pub(super) fn thread_started(&mut self, tid: Tid, child: Tid) {
+        match self.command(tid) {
+            Some(command) if self.started_for.len() < MAX_STARTED => self.started_for.insert(child, command),
+            _ => self.started_for.remove(&child),
+        };
     }
 
     /// The open span that is called so: with this key, or without one the innermost of the thread.
     pub(super) fn find(&self, rule: SpanRef, key: Option<&str>, tid: Tid) -> Option<SpanId> {
         match key {
             None => self.innermost(tid, |span| span.is(rule, key, tid)),
-            Some(_) => self.spans().filter(|span| span.is(rule, key, tid)).max_by_key(|span| span.number).map(|s| s.id),
+            // Another run in the process may have the same key.
+            Some(_) => {
+                let here = self.place(tid).0.number();
+                let found = self.spans().filter(|span| span.is(rule, key, tid));
+                found.max_by_key(|span| (span.trace.number() == here, span.number)).map(|span| span.id)
+            }
         }
     }
 
@@ -256,6 +293,7 @@ impl Process {
     fn ended(&mut self, span: &OpenSpan) {
         if span.role == Role::Command {
             self.commands.retain(|(_, id)| *id != span.id);
+            self.started_for.retain(|_, id| *id != span.id);
         }
     }
 

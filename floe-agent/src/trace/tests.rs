@@ -151,6 +151,11 @@ impl World {
         self.assembler.handle(Event::Fork { stamp, child: Pid(child.0), child_epoch: Epoch(child.1) });
     }
 
+    pub(super) fn thread(&mut self, at: At, child: At) {
+        let stamp = self.stamp(at);
+        self.assembler.handle(Event::Thread { stamp, child: Tid(child.2) });
+    }
+
     pub(super) fn exec(&mut self, at: At) {
         let stamp = self.stamp(at);
         self.assembler.handle(Event::Exec { stamp });

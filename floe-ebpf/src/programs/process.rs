@@ -78,7 +78,7 @@ fn forked(ctx: &RawTracePointContext) -> Option<()> {
     let pid = kernel::<u32>(child, settings.task_pid);
     let child_tgid = kernel::<u32>(child, settings.task_tgid);
     if pid != child_tgid {
-        return None; // a thread
+        return thread_started(tgid, tid, pid);
     }
     let time = now();
     let mut info = ProcessInfo::selected(next_epoch(), time);
@@ -108,6 +108,19 @@ fn forked(ctx: &RawTracePointContext) -> Option<()> {
     }
     let header = Header { kind: event::FORK, flags: 0, lost: 0, tgid, tid, epoch, time };
     send(ProcessEvent { header, other: child_tgid, other_epoch: info.epoch, code: 0 }, BPF_RB_NO_WAKEUP);
+    Some(())
+}
+
+/// An armed process starts a thread: what that does belongs to what the starting one does.
+#[inline(always)]
+fn thread_started(tgid: u32, tid: u32, child: u32) -> Option<()> {
+    // SAFETY: a map value.
+    let process = unsafe { &*PROCESSES.get_ptr(tgid)? };
+    if process.flags & process_flags::READY == 0 {
+        return None;
+    }
+    let header = Header { kind: event::THREAD, flags: 0, lost: 0, tgid, tid, epoch: process.epoch, time: now() };
+    send(ProcessEvent { header, other: child, other_epoch: 0, code: 0 }, BPF_RB_NO_WAKEUP);
     Some(())
 }
 
