@@ -1,5 +1,6 @@
 //! The dbt project that is traced.
 
+use std::collections::BTreeMap;
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,6 +9,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::agent::Outcome;
 use crate::fixture::fixture;
 use crate::run::Run;
 use crate::skip::skip;
@@ -48,4 +50,53 @@ pub fn environment() -> Option<PathBuf> {
         skip("FLOE_TEST_PYTHON_DBT is not set: `cargo xtask test` makes the environment");
     }
     found
+}
+
+/// Events about a node that dbt writes after it: of hooks, and in the summary at the end.
+const AFTERWARDS: [&str; 6] = [
+    "LogHookEndLine",
+    "RunResultError",
+    "RunResultErrorNoMessage",
+    "RunResultFailure",
+    "RunResultWarning",
+    "SQLCompiledPath",
+];
+
+/// Checks that what dbt wrote about a node is in the node's span; `file` is dbt's own log, in JSON. How many records there are.
+#[track_caller]
+pub fn node_logs(file: &Path, outcome: &Outcome) -> usize {
+    let spans: BTreeMap<&str, &str> =
+        outcome.spans.iter().filter_map(|span| Some((span.text("dbt.unique_id")?, span.id.as_str()))).collect();
+    let file = fs::read_to_string(file).unwrap_or_else(|error| panic!("dbt wrote no {}: {error}", file.display()));
+    let (mut about_nodes, mut wrong) = (0, Vec::new());
+    for line in file.lines() {
+        let line: Value = serde_json::from_str(line).expect("dbt was told to write JSON");
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        if !["info", "warn", "error"].contains(&text(&line["info"]["level"]).as_str()) {
+            continue;
+        }
+        // Written when the node's work is over, by the thread that sums up: docs/limitations.md.
+        if AFTERWARDS.contains(&text(&line["info"]["name"]).as_str()) {
+            continue;
+        }
+        let Some(node) = line["data"]["node_info"]["unique_id"].as_str().filter(|node| spans.contains_key(node)) else {
+            continue;
+        };
+        about_nodes += 1;
+        let message = text(&line["info"]["msg"]);
+        let plain: String = strip(&message).chars().take(900).collect();
+        let records: Vec<_> = outcome.logs.iter().filter(|log| log.body.starts_with(plain.trim_end())).collect();
+        if records.is_empty() || records.iter().any(|log| log.span != spans[node]) {
+            wrong.push(format!("{node}: {plain}: {records:?}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {about_nodes}: {wrong:#?}", wrong.len());
+    about_nodes
+}
+
+/// Without colours.
+fn strip(text: &str) -> String {
+    let mut parts = text.split("\u{1b}[");
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |all, part| all + part.split_once('m').map_or("", |(_, rest)| rest))
 }

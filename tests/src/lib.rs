@@ -8,6 +8,7 @@ mod agent;
 mod browser;
 mod collector;
 mod copy;
+pub mod dagster;
 pub mod dbt;
 mod fixture;
 mod http;

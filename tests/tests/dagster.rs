@@ -1,16 +1,12 @@
 //! A real Dagster code location: the spans are what Dagster's own event log says about its runs.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::path::PathBuf;
 
-use floe_tests::{Agent, Outcome, Run, Span, Status, can_trace, fixture, programs, say};
-use rustix::process::Signal;
+use floe_tests::dagster::Instance;
+use floe_tests::{Outcome, Span, Status, can_trace, programs};
 use serde_json::Value;
-use tempfile::TempDir;
 
-const LIMIT: Duration = Duration::from_mins(5);
 /// The classes of the fixture's I/O managers, by their resource keys.
 const MANAGERS: [(&str, &str); 5] = [
     ("io_manager", "PickledObjectFilesystemIOManager"),
@@ -21,38 +17,13 @@ const MANAGERS: [(&str, &str); 5] = [
 ];
 const FAILURES: [&str; 2] = ["STEP_FAILURE", "STEP_UP_FOR_RETRY"];
 
-/// A Dagster instance with the code of the fixture.
-struct Instance {
-    folder: TempDir,
-    bin: PathBuf,
+/// Runs of the fixture's jobs, compared with what Dagster recorded of them.
+trait Compared {
+    fn job(&self, job: &str, code: i32) -> (Outcome, Value);
+    fn compare(&self, outcome: &Outcome) -> Value;
 }
 
-impl Instance {
-    fn new(bin: &Path) -> Self {
-        Self { folder: fixture("dagster"), bin: bin.to_owned() }
-    }
-
-    fn command(&self, program: &str, words: &[&str]) -> Run {
-        let path = self.folder.path();
-        let run = Run::new(self.bin.join(program)).args(words).folder(path).limit(LIMIT);
-        run.variable("DAGSTER_HOME", path).variable("SHOP_STATE", path)
-    }
-
-    fn traced(&self, words: &[&str], code: i32) -> Outcome {
-        let outcome = Agent::with_packs().limit(LIMIT).exec(&self.command("dagster", words));
-        outcome.finished.expect(code);
-        outcome.nothing_lost();
-        let took = outcome.finished.took.as_secs_f64();
-        say(&format!("dagster {}: {} spans, {took:.0} s", words.join(" "), outcome.spans.len()));
-        outcome
-    }
-
-    /// What Dagster recorded.
-    fn recorded(&self) -> Value {
-        let text = self.command("python", &["event_log.py"]).run().expect(0);
-        serde_json::from_str(&text).expect("the script prints JSON")
-    }
-
+impl Compared for Instance {
     /// Runs a job under the agent, and compares.
     fn job(&self, job: &str, code: i32) -> (Outcome, Value) {
         let outcome = self.traced(&["job", "execute", "-f", "shop.py", "-j", job], code);
@@ -88,8 +59,8 @@ fn compare(outcome: &Outcome, run: &Value, wrong: &mut Vec<String>) {
         if span.get("floe.incomplete").is_some() {
             wrong.push(format!("{}: incomplete", span.name));
         }
-        if span.trace != spans[0].trace {
-            wrong.push(format!("{}: it is in another trace", span.name));
+        if span.trace != id.replace('-', "") {
+            wrong.push(format!("{}: it is in the trace {}", span.name, span.trace));
         }
     }
     let events = run["events"].as_array().expect("a list");
@@ -134,6 +105,15 @@ fn compare(outcome: &Outcome, run: &Value, wrong: &mut Vec<String>) {
             let class = MANAGERS.iter().find(|(key, _)| event["manager_key"] == *key).map(|(_, class)| *class);
             if span.text("dagster.io_manager") != class {
                 wrong.push(format!("{kind} of {}: the manager is {:?}", event["step"], span.get("dagster.io_manager")));
+            }
+            let upstream = spans.iter().find(|step| {
+                Some(&step.name)
+                    == event["upstream_step_key"].as_str().map(|key| format!("dagster.step.{key}")).as_ref()
+                    && step.text("dagster.step_status") == Some("STEP_SUCCESS")
+            });
+            let link = upstream.map(|step| (step.trace.clone(), step.id.clone()));
+            if kind == "LOADED_INPUT" && (link.is_none() || span.links != link.into_iter().collect::<Vec<_>>()) {
+                wrong.push(format!("{kind} of {}: it is linked to {:?}", event["step"], span.links));
             }
             if kind == "LOADED_INPUT" && span.get("dagster.upstream.step_key") != Some(&event["upstream_step_key"]) {
                 wrong.push(format!(
@@ -401,26 +381,11 @@ fn a_sensor_launches_a_run_under_dagster_dev() {
     let Some(_alone) = can_trace() else { return };
     let Some(bin) = programs("FLOE").into_iter().next() else { return };
     let instance = Instance::new(&bin);
-    let port =
-        std::net::TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port").port();
-    let dev = instance.command("dagster", &["dev", "-f", "shop.py", "-h", "127.0.0.1", "-p", &port.to_string()]);
-    let tracing = Agent::with_packs().limit(LIMIT).start(&dev);
-    let deadline = Instant::now() + Duration::from_mins(4);
-    let done = |recorded: &Value| {
+    let outcome = instance.dev("shop.py", |recorded| {
         let skipped =
             recorded["ticks"].as_array().is_some_and(|ticks| ticks.iter().any(|tick| tick["status"] == "SKIPPED"));
         skipped && recorded["runs"][0]["status"] == "SUCCESS"
-    };
-    loop {
-        thread::sleep(Duration::from_secs(5));
-        if done(&instance.recorded()) {
-            break;
-        }
-        assert!(Instant::now() < deadline, "no run was launched: {}", tracing.agent.error());
-    }
-    tracing.agent.signal_group(Signal::INT);
-    let outcome = tracing.wait();
-    outcome.nothing_lost();
+    });
     let recorded = instance.recorded();
     let run = instance.compare(&outcome);
     let root = one(&outcome, "dagster.run.arithmetic");
@@ -437,4 +402,10 @@ fn a_sensor_launches_a_run_under_dagster_dev() {
         assert_eq!(span.get(attribute), Some(&tick[key]));
         assert_eq!(span.text("dagster.cursor"), tick["cursor"].as_str());
     }
+    // The request of the run leads to the run.
+    let request = one(&outcome, "dagster.run_request.new_files");
+    assert_eq!(request.links, [(root.trace.clone(), root.id.clone())]);
+    assert_eq!(request.text("dagster.requested_run_id"), run["run_id"].as_str());
+    assert_eq!(request.text("dagster.run_key"), run["tags"]["dagster/run_key"].as_str());
+    assert_ne!(request.trace, root.trace);
 }
