@@ -706,7 +706,11 @@ fn text(
         let target = Thread::record(thread).add(at as usize + 8);
         if (start == ASCII_DATA || start == ASCII_DATA + 8) && start + bytes <= known {
             let source = (&raw const (*thread).beginning).cast::<u32>();
-            copy(target.cast(), source.add(if start == ASCII_DATA { 10 } else { 12 }));
+            if start == ASCII_DATA {
+                copy::<{ WORDS - ASCII_DATA as usize / 4 }>(target.cast(), source.add(ASCII_DATA as usize / 4));
+            } else {
+                copy::<{ WORDS - ASCII_DATA as usize / 4 - 2 }>(target.cast(), source.add(ASCII_DATA as usize / 4 + 2));
+            }
             true
         } else {
             // Masked here: 6.12 forgets bounds where a sum with the number is compared.
@@ -729,15 +733,17 @@ fn text(
 /// `sizeof(PyASCIIObject)` from 3.12 on; before, and of a debug build, 8 more.
 const ASCII_DATA: u64 = 40;
 
-/// Copies what `beginning` holds of a text, and at times some of what follows: both ends have the room, and no branches are
-/// quicker than few bytes. Fields begin at multiples of 4.
+/// What `beginning` holds, in the words that fields are aligned to.
+const WORDS: usize = BEGINNING * 2;
+
+/// Copies what `beginning` holds of a text, and of what follows it: no branches are quicker than few bytes.
 ///
 /// # Safety
-/// 80 bytes can be read and written.
+/// So many words can be read and written.
 #[inline(always)]
-unsafe fn copy(to: *mut u32, from: *const u32) {
+unsafe fn copy<const COUNT: usize>(to: *mut u32, from: *const u32) {
     let mut i = 0;
-    while i < 20 {
+    while i < COUNT {
         // SAFETY: the caller's.
         unsafe { to.add(i).write(from.add(i).read()) };
         i += 1;

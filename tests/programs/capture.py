@@ -105,6 +105,12 @@ for name, text in {
     case(t.value, "str subclass " + name, Text(text), v=text)
     case(t.keyword, "str " + name, text, v=text)
     case(t.either, "str " + name, text, v=text)
+# What is read with a str's header, and what is not.
+for length in range(130):
+    text = "".join(chr(97 + (3 * index + length) % 26) for index in range(length))
+    case(t.value, "str of %d letters" % length, text, v=text)
+    wide = text.upper()[:100] + "\u20ac"
+    case(t.value, "str of %d letters, ucs-2" % length, wide, v=wide)
 case(t.value, "str subclass with attributes", TextWithAttributes("text"), v="text")
 case(t.value, "str too long", "0123456789" * 500, v=CUT("0123456789" * 500))
 case(t.value, "str latin-1 too long", "\xe9" * 5000, v=CUT("\xe9" * 5000))

@@ -87,7 +87,9 @@ pub fn node_logs(file: &Path, outcome: &Outcome) -> usize {
         let plain: String = strip(&message).chars().take(900).collect();
         let records: Vec<_> = outcome.logs.iter().filter(|log| log.body.starts_with(plain.trim_end())).collect();
         if records.is_empty() || records.iter().any(|log| log.span != spans[node]) {
-            wrong.push(format!("{node}: {plain}: {records:?}"));
+            let near = |body: &&str| body.starts_with(plain.get(..16).unwrap_or(&plain));
+            let bodies: Vec<_> = outcome.logs.iter().map(|log| log.body.as_str()).filter(near).collect();
+            wrong.push(format!("{node}: {plain:?}: {records:?}; alike are {bodies:?}"));
         }
     }
     assert!(wrong.is_empty(), "{} of {about_nodes}: {wrong:#?}", wrong.len());

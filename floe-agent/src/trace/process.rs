@@ -166,7 +166,7 @@ impl Process {
             threads: HashMap::default(),
             loose: Vec::new(),
             commands: Vec::new(),
-            started_for: HashMap::new(),
+            started_for: HashMap::default(),
             open: 0,
             logs: ProcessLogs::default(),
             started: false,
