@@ -62,6 +62,28 @@ pub const NEAR_VALUES: usize = 16;
 pub const NEAR_ARGUMENTS: usize = 8;
 pub const BEGINNING: usize = 16;
 
+/// What the parts of `gate_enter` and of `gate_return` tell each other.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Event {
+    /// What there is to do, `wants` in `programs/gate.rs`.
+    pub wants: u64,
+    /// Time of the record.
+    pub time: u64,
+    /// Time of the call's enter record.
+    pub call: u64,
+    /// The first argument; at return the module, if it is of an import.
+    pub object: u64,
+    /// The arguments of `__exit__`, of which one is the exception, or 0.
+    pub exception: u64,
+    pub probe: u64,
+    pub plan: u64,
+    /// Armed calls that were open already.
+    pub calls: u64,
+    /// `enter_flags`
+    pub flags: u64,
+}
+
 /// `Frame::probe` of the import of any module.
 pub const IMPORT: u32 = u32::MAX - 1;
 /// `Frame::probe` of the import of a catalogue module.
@@ -104,8 +126,11 @@ pub struct Thread {
     pub call_max: u64,
     pub call_hop: u64,
     pub call_cursor: u64,
-    /// The call whose values are captured.
+    /// The call whose values are captured, and what else is known of it between the parts of a program.
     pub call: Call,
+    pub event: Event,
+    /// Until when the thread waits.
+    pub until: u64,
     /// What is scanned, and for which key.
     pub table: Table,
     pub scan_key: u64,

@@ -246,15 +246,13 @@ impl Process {
 
     /// The open span that is called so: with this key, or without one the innermost of the thread.
     pub(super) fn find(&self, rule: SpanRef, key: Option<&str>, tid: Tid) -> Option<SpanId> {
-        match key {
-            None => self.innermost(tid, |span| span.is(rule, key, tid)),
-            // Another run in the process may have the same key.
-            Some(_) => {
-                let here = self.place(tid).0.number();
-                let found = self.spans().filter(|span| span.is(rule, key, tid));
-                found.max_by_key(|span| (span.trace.number() == here, span.number)).map(|span| span.id)
-            }
+        if key.is_none() {
+            return self.innermost(tid, |span| span.is(rule, key, tid));
         }
+        // Another run in the process may have the same key.
+        let here = self.place(tid).0.number();
+        let found = self.spans().filter(|span| span.is(rule, key, tid));
+        found.max_by_key(|span| (span.trace.number() == here, span.number)).map(|span| span.id)
     }
 
     /// All open spans.

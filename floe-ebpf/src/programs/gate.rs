@@ -1,7 +1,7 @@
 //! The gate: entry and return of armed functions.
 
 use aya_ebpf::{
-    bindings::{BPF_ANY, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
+    bindings::{BPF_ANY, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, pt_regs},
     helpers::{
         bpf_get_current_pid_tgid,
         generated::{bpf_ktime_get_boot_ns, bpf_ringbuf_output, bpf_ringbuf_query},
@@ -21,7 +21,7 @@ use crate::{
         CONTEXTS, EVENTS, FUNCTIONS, Frame, IMPORT, MODULES, NEAR_ARGUMENTS, NEW_THREAD, PROCESSES, THREADS, Thread,
         WANTED_IMPORT, count, layout, settings,
     },
-    programs::wait::{ask, record},
+    programs::wait::{poll, record, submit, waited},
     python::{OB_SIZE, exception, is_control_flow},
     user::{ARGUMENTS, masked, pointer, read, read_bytes},
 };
@@ -150,7 +150,9 @@ fn send(thread: *mut Thread, len: u64) {
 }
 
 #[inline(always)]
-fn header(thread: *mut Thread, kind: u8, tgid: u32, tid: u32, time: u64) -> Header {
+fn header(thread: *mut Thread, kind: u8, time: u64) -> Header {
+    let id = bpf_get_current_pid_tgid();
+    let (tgid, tid) = ((id >> 32) as u32, id as u32);
     // SAFETY: `thread` is a map value.
     let (lost, epoch) = unsafe { ((*thread).lost, (*thread).process.epoch) };
     let lost = if lost > 0xffff { 0xffff } else { lost as u16 };
@@ -223,46 +225,122 @@ fn halved(bound: u64, timeouts: u64) -> u64 {
     bound >> if timeouts > MAX_HALVINGS { MAX_HALVINGS } else { timeouts }
 }
 
-/// Asks user space, and waits at most `bound`; whether the answer came. The stack is too small for a record in each of
-/// the places where a call may wait.
-#[inline(never)]
-extern "C" fn wait(thread: *const Thread, kind: u32, bound: u64, arg0: u64, arg1: u64) -> u32 {
-    // SAFETY: a map value that belongs to this thread.
-    let (epoch, sp) = unsafe { ((*thread).process.epoch, (*thread).sp) };
-    let mut record = record(kind, epoch, bound, arg0, arg1);
-    ask(&mut record, sp)
+/// What is left to do after the first part of a program: bits of `Event::wants`.
+mod wants {
+    /// Waits, in this order.
+    pub const RECURSION: u64 = 1;
+    pub const SCAN: u64 = 2;
+    pub const EXCEPTION: u64 = 4;
+    pub const MODULE: u64 = 8;
+    /// The second part.
+    pub const RECORD: u64 = 16;
 }
 
-/// Lets user space read an exception, while this thread waits, if it has not waited too much for such yet.
+/// The waits of a call. Between the parts of a program, and not within them: see [`poll`].
 #[inline(always)]
-fn read_exception(thread: *mut Thread, layout: &Layout, type_: u64, call: u64, arguments: u64) -> Option<()> {
-    if is_control_flow(layout, type_) {
-        return None;
+fn waits(thread: *mut Thread) {
+    for (want, kind) in [
+        (wants::RECURSION, urgent::RECURSION),
+        (wants::SCAN, urgent::SCAN),
+        (wants::EXCEPTION, urgent::EXCEPTION),
+        (wants::MODULE, urgent::MODULE),
+    ] {
+        // SAFETY: `thread` is a map value.
+        if unsafe { (*thread).event.wants } & want != 0 {
+            wait(thread, kind);
+        }
     }
+}
+
+/// Asks user space and waits.
+#[inline(never)]
+extern "C" fn wait(thread: *mut Thread, kind: u32) {
+    let token = request(thread, kind);
+    if token != 0 {
+        // SAFETY: `thread` is a map value.
+        let (until, sp) = unsafe { ((*thread).until, (*thread).sp) };
+        let done = waited(token, poll(token, until, sp));
+        answered(thread, kind, token, done);
+    }
+}
+
+/// Sends what a call waits for the answer to. The request's token, or 0.
+#[inline(never)]
+extern "C" fn request(thread: *mut Thread, kind: u32) -> u64 {
+    send_request(thread, kind).unwrap_or(0)
+}
+
+#[inline(always)]
+fn send_request(thread: *mut Thread, kind: u32) -> Option<u64> {
+    let settings = settings()?;
+    // SAFETY: `thread` is a map value.
+    let (epoch, timeouts, event) = unsafe { ((*thread).process.epoch, (*thread).timeouts, &(*thread).event) };
+    let bound = halved(settings.module_wait, timeouts);
+    // SAFETY: as above.
+    let function = unsafe { (*thread).call.function };
+    let mut record = record(kind, epoch, bound, 0, 0);
+    match kind {
+        urgent::RECURSION => (record.bound, record.arg0) = (settings.long_wait, function),
+        urgent::SCAN => record.arg0 = event.probe,
+        urgent::EXCEPTION => {
+            record.bound = exception_wait(thread, settings.exception_wait)?;
+            (record.arg0, record.arg1) = (event.call, event.exception);
+        }
+        _ => {
+            record.arg0 = event.object;
+            // SAFETY: `thread` is a map value.
+            unsafe {
+                record.arg1 = (*thread).deep_import;
+                (*thread).deep_import = 0;
+            }
+            if event.probe == u64::from(WANTED_IMPORT) && module_name(thread, layout(thread)?, event.object) {
+                // SAFETY: as above.
+                record.name = unsafe { (*thread).name };
+                // SAFETY: the map is not resized.
+                if unsafe { MODULES.get(&record.name) } == Some(&module_wait::LONG) {
+                    record.bound = settings.long_wait;
+                }
+            }
+        }
+    }
+    let token = submit(&mut record);
+    // SAFETY: `thread` is a map value.
+    unsafe { (*thread).until = token + record.bound };
+    Some(token)
+}
+
+/// How long a thread waits for its exception to be read, if it has not waited too much for such yet.
+#[inline(always)]
+fn exception_wait(thread: *mut Thread, bound: u64) -> Option<u64> {
     // SAFETY: a helper without arguments.
     let now = unsafe { bpf_ktime_get_boot_ns() };
     // SAFETY: `thread` is a map value.
-    let (credit, timeouts) = unsafe {
+    unsafe {
         let earned = (now - (*thread).exception_time) / EXCEPTION_SHARE;
         (*thread).exception_time = now;
         // The clock began at 0: a new thread has all it can have.
         let credit = (*thread).exception_credit.wrapping_add(earned as i64);
-        (if credit > EXCEPTION_SAVINGS { EXCEPTION_SAVINGS } else { credit }, (*thread).exception_timeouts)
-    };
-    if credit <= 0 {
-        // SAFETY: `thread` is a map value.
-        unsafe { (*thread).exception_credit = credit };
-        count(Counter::ExceptionsUnread);
-        return None;
+        (*thread).exception_credit = if credit > EXCEPTION_SAVINGS { EXCEPTION_SAVINGS } else { credit };
+        if credit <= 0 {
+            count(Counter::ExceptionsUnread);
+            return None;
+        }
+        Some(halved(bound, (*thread).exception_timeouts))
     }
-    let answered =
-        wait(thread, urgent::EXCEPTION, halved(settings()?.exception_wait, timeouts), call, arguments) as u64;
+}
+
+/// Notes how a wait ended.
+#[inline(never)]
+extern "C" fn answered(thread: *mut Thread, kind: u32, token: u64, done: u32) {
     // SAFETY: `thread` is a map value; a helper without arguments.
     unsafe {
-        (*thread).exception_credit = credit - (bpf_ktime_get_boot_ns() - now) as i64;
-        (*thread).exception_timeouts = timeouts + 1 - answered;
+        if kind == urgent::EXCEPTION {
+            (*thread).exception_credit -= (bpf_ktime_get_boot_ns() - token) as i64;
+            (*thread).exception_timeouts += 1 - u64::from(done);
+        } else {
+            (*thread).timeouts += 1 - u64::from(done);
+        }
     }
-    Some(())
 }
 
 /// Reads the first positional arguments, and gives the first, or 0.
@@ -286,15 +364,25 @@ fn first_arguments(thread: *mut Thread, args: u64, count: u64) -> u64 {
 /// An armed function is called.
 #[uprobe(sleepable)]
 pub fn gate_enter(ctx: ProbeContext) -> u32 {
-    enter(&ctx);
+    let thread = begin_call(ctx.regs);
+    if !thread.is_null() {
+        waits(thread);
+        finish_enter(thread);
+    }
     0
 }
 
+/// The first part: finds out what is called. NULL if that is all.
+#[inline(never)]
+extern "C" fn begin_call(regs: *const pt_regs) -> *mut Thread {
+    enter(regs).unwrap_or(core::ptr::null_mut())
+}
+
 #[inline(always)]
-fn enter(ctx: &ProbeContext) -> Option<()> {
+fn enter(regs: *const pt_regs) -> Option<*mut Thread> {
     // SAFETY: the registers of the context, as the System V ABI and the vectorcall convention use them.
     let (function, args, nargsf, kwnames, sp) =
-        unsafe { ((*ctx.regs).rdi, (*ctx.regs).rsi, (*ctx.regs).rdx, (*ctx.regs).rcx, (*ctx.regs).rsp) };
+        unsafe { ((*regs).rdi, (*regs).rsi, (*regs).rdx, (*regs).rcx, (*regs).rsp) };
     let id = bpf_get_current_pid_tgid();
     let (tgid, tid) = ((id >> 32) as u32, id as u32);
     let Some(thread) = thread(tgid, tid) else {
@@ -326,7 +414,7 @@ fn enter(ctx: &ProbeContext) -> Option<()> {
     let frame = Frame { sp, time, function, args, nargsf, kwnames, probe, exit_plan, flags: traits, reserved: 0 };
     if traits & function_flags::LOADER != 0 {
         enter_import(thread, layout, frame);
-        return Some(());
+        return None;
     }
     let object = first_arguments(thread, args, nargsf & ARGUMENTS);
     // SAFETY: `thread` is a map value.
@@ -340,90 +428,115 @@ fn enter(ctx: &ProbeContext) -> Option<()> {
         (*thread).sp = sp;
         ((*thread).depth, (*thread).calls)
     };
+    // SAFETY: `thread` is a map value.
+    let event = unsafe {
+        (*thread).call.function = function;
+        (*thread).call.args = args;
+        (*thread).call.nargsf = nargsf;
+        (*thread).call.kwnames = kwnames;
+        &mut (*thread).event
+    };
+    event.time = time;
+    event.call = time;
+    event.object = object;
+    event.exception = args;
+    event.probe = u64::from(probe);
+    event.plan = u64::from(info.enter_plan);
+    event.calls = calls;
+    let mut wanted = 0;
     let mut flags = 0;
     if calls >= u64::from(MAX_DEPTH) || depth >= MAX_STACK as u64 {
         count(Counter::TooDeep);
         flags = enter_flags::RECURSION;
         // SAFETY: `thread` is a map value.
         if unsafe { (*thread).timeouts } < PATIENCE {
-            let bound = settings()?.long_wait;
-            if wait(thread, urgent::RECURSION, bound, function, 0) == 0 {
-                // SAFETY: `thread` is a map value.
-                unsafe { (*thread).timeouts += 1 };
+            wanted |= wants::RECURSION;
+        }
+    }
+    event.flags = u64::from(flags);
+    if push(thread, frame) {
+        count(Counter::Calls);
+        wanted |= wants::RECORD;
+        if traits & function_flags::SCAN != 0 {
+            wanted |= wants::SCAN;
+        }
+        if traits & (function_flags::CONTEXT_EXIT | function_flags::STACKTRACE)
+            == (function_flags::CONTEXT_EXIT | function_flags::STACKTRACE)
+        {
+            // __exit__(self, type, value, traceback)
+            let type_ = pointer(args + 8).unwrap_or(0);
+            // SAFETY: `thread` is a map value.
+            if type_ != 0 && type_ != unsafe { (*thread).process.none } && !is_control_flow(layout, type_) {
+                wanted |= wants::EXCEPTION;
             }
         }
     }
-    if !push(thread, frame) {
-        return None;
-    }
-    count(Counter::Calls);
-    if traits & function_flags::SCAN != 0 {
-        // SAFETY: `thread` is a map value.
-        let timeouts = unsafe { (*thread).timeouts };
-        if wait(thread, urgent::SCAN, halved(settings()?.module_wait, timeouts), u64::from(probe), 0) == 0 {
-            // SAFETY: `thread` is a map value.
-            unsafe { (*thread).timeouts += 1 };
-        }
-    }
-    if traits & (function_flags::CONTEXT_EXIT | function_flags::STACKTRACE)
-        == (function_flags::CONTEXT_EXIT | function_flags::STACKTRACE)
-    {
-        // __exit__(self, type, value, traceback)
-        let type_ = pointer(args + 8).unwrap_or(0);
-        // SAFETY: `thread` is a map value.
-        if type_ != 0 && type_ != unsafe { (*thread).process.none } {
-            read_exception(thread, layout, type_, time, args);
-        }
-    }
+    event.wants = wanted;
+    if wanted == 0 { None } else { Some(thread) }
+}
 
+/// The second part: captures, and sends the record.
+#[inline(never)]
+extern "C" fn finish_enter(thread: *mut Thread) {
+    // SAFETY: `thread` is a map value.
+    let event = unsafe { &mut (*thread).event };
+    let Some(settings) = settings() else { return };
+    if event.wants & wants::RECORD == 0 {
+        return;
+    }
     let mut len = size_of::<CallEnter>() as u64;
-    if info.enter_plan != NO_PLAN && how & setting::NO_FIELDS != 0 {
-        count(Counter::ShedPlans);
-        flags |= enter_flags::FIELDS_CUT;
-    } else if info.enter_plan != NO_PLAN {
-        // SAFETY: `thread` is a map value.
-        unsafe {
-            (*thread).call.function = function;
-            (*thread).call.args = args;
-            (*thread).call.nargsf = nargsf;
-            (*thread).call.kwnames = kwnames;
-            (&raw mut (*thread).call.result).write_volatile(0);
-            (&raw mut (*thread).call.raised).write_volatile(0);
-        }
-        let (end, cut) = run(thread, info.enter_plan, len);
-        len = end;
-        if cut {
-            flags |= enter_flags::FIELDS_CUT;
+    if event.plan != u64::from(NO_PLAN) {
+        if settings.flags & setting::NO_FIELDS != 0 {
+            count(Counter::ShedPlans);
+            event.flags |= u64::from(enter_flags::FIELDS_CUT);
+        } else {
+            // SAFETY: `thread` is a map value.
+            unsafe {
+                (&raw mut (*thread).call.result).write_volatile(0);
+                (&raw mut (*thread).call.raised).write_volatile(0);
+            }
+            let (end, cut) = run(thread, event.plan as u32, len);
+            len = end;
+            if cut {
+                event.flags |= u64::from(enter_flags::FIELDS_CUT);
+            }
         }
     }
     let enter = CallEnter {
-        header: header(thread, event::ENTER, tgid, tid, time),
-        probe: info.probe,
-        depth: calls as u32,
+        header: header(thread, event::ENTER, event.time),
+        probe: event.probe as u32,
+        depth: event.calls as u32,
         fields: (len - size_of::<CallEnter>() as u64) as u32,
-        flags,
-        object,
+        flags: event.flags as u32,
+        object: event.object,
     };
     // SAFETY: `thread` is a map value; the record begins with room for any of the heads.
     unsafe { Thread::record(thread).cast::<CallEnter>().write(enter) };
     send(thread, len);
-    Some(())
 }
 
 /// An armed function returns.
 #[uretprobe(sleepable)]
 pub fn gate_return(ctx: RetProbeContext) -> u32 {
-    leave(&ctx);
+    let thread = end_call(ctx.regs);
+    if !thread.is_null() {
+        waits(thread);
+        finish_return(thread);
+    }
     0
 }
 
+/// The first part: finds the call that returns. NULL if that is all.
+#[inline(never)]
+extern "C" fn end_call(regs: *const pt_regs) -> *mut Thread {
+    leave(regs).unwrap_or(core::ptr::null_mut())
+}
+
 #[inline(always)]
-fn leave(ctx: &RetProbeContext) -> Option<()> {
-    let id = bpf_get_current_pid_tgid();
-    let (tgid, tid) = ((id >> 32) as u32, id as u32);
-    let thread = THREADS.get_ptr_mut(tid)?;
+fn leave(regs: *const pt_regs) -> Option<*mut Thread> {
+    let thread = THREADS.get_ptr_mut(bpf_get_current_pid_tgid() as u32)?;
     // SAFETY: the registers of the context. `ret` has popped the return address.
-    let (result, sp) = unsafe { ((*ctx.regs).rax, (*ctx.regs).rsp - 8) };
+    let (result, sp) = unsafe { ((*regs).rax, (*regs).rsp - 8) };
     // SAFETY: `thread` is a map value.
     unsafe {
         (*thread).sp = sp;
@@ -445,20 +558,41 @@ fn leave(ctx: &RetProbeContext) -> Option<()> {
         &*frame
     };
     let layout = layout(thread)?;
+    // SAFETY: `thread` is a map value.
+    let event = unsafe { &mut (*thread).event };
+    event.probe = u64::from(frame.probe);
+    event.call = frame.time;
+    event.exception = 0;
+    event.flags = 0;
     if frame.probe >= WANTED_IMPORT {
-        leave_import(thread, frame.probe, frame.function, result);
-        return None;
+        // A module body has run: if the module is in the catalogue, the thread waits until its functions are armed.
+        event.object = frame.function;
+        event.wants = wants::MODULE;
+        // SAFETY: `thread` is a map value.
+        let deep = unsafe { (*thread).deep_import };
+        return if (frame.probe != WANTED_IMPORT || result == 0) && deep == 0 { None } else { Some(thread) };
     }
     // SAFETY: `thread` is a map value.
-    unsafe { (*thread).calls = (*thread).calls.wrapping_sub(1) };
+    unsafe {
+        (*thread).calls = (*thread).calls.wrapping_sub(1);
+        (*thread).call.function = frame.function;
+        (*thread).call.args = frame.args;
+        (*thread).call.nargsf = frame.nargsf;
+        (*thread).call.kwnames = frame.kwnames;
+        (*thread).call.result = result;
+        (*thread).call.raised = u64::from(result == 0);
+    }
     count(Counter::Returns);
     // SAFETY: a helper without arguments.
-    let time = unsafe { bpf_ktime_get_boot_ns() };
+    event.time = unsafe { bpf_ktime_get_boot_ns() };
+    event.plan = u64::from(frame.exit_plan);
+    let mut wanted = wants::RECORD;
     if result == 0 {
         if frame.flags & function_flags::STACKTRACE != 0
             && let Some(type_) = exception(thread, layout, true)
+            && !is_control_flow(layout, type_)
         {
-            read_exception(thread, layout, type_, frame.time, 0);
+            wanted |= wants::EXCEPTION;
         }
     } else if frame.flags & function_flags::CONTEXT_MANAGER != 0 {
         // SAFETY: `thread` is a map value.
@@ -467,65 +601,44 @@ fn leave(ctx: &RetProbeContext) -> Option<()> {
             count(Counter::TableFull);
         }
     }
+    event.wants = wanted;
+    Some(thread)
+}
+
+/// The second part: captures, and sends the record.
+#[inline(never)]
+extern "C" fn finish_return(thread: *mut Thread) {
+    // SAFETY: `thread` is a map value.
+    let event = unsafe { &mut (*thread).event };
+    let Some(settings) = settings() else { return };
+    if event.wants & wants::RECORD == 0 {
+        return;
+    }
     let mut len = size_of::<CallReturn>() as u64;
-    let mut flags = 0;
-    if frame.exit_plan != NO_PLAN && settings()?.flags & setting::NO_FIELDS != 0 {
-        count(Counter::ShedPlans);
-        flags |= enter_flags::FIELDS_CUT;
-    } else if frame.exit_plan != NO_PLAN {
-        // SAFETY: `thread` is a map value.
-        unsafe {
-            (*thread).call.function = frame.function;
-            (*thread).call.args = frame.args;
-            (*thread).call.nargsf = frame.nargsf;
-            (*thread).call.kwnames = frame.kwnames;
-            (*thread).call.result = result;
-            (*thread).call.raised = u64::from(result == 0);
-        }
-        let (end, cut) = run(thread, frame.exit_plan, len);
-        len = end;
-        if cut {
-            flags |= enter_flags::FIELDS_CUT;
+    if event.plan != u64::from(NO_PLAN) {
+        if settings.flags & setting::NO_FIELDS != 0 {
+            count(Counter::ShedPlans);
+            event.flags |= u64::from(enter_flags::FIELDS_CUT);
+        } else {
+            let (end, cut) = run(thread, event.plan as u32, len);
+            len = end;
+            if cut {
+                event.flags |= u64::from(enter_flags::FIELDS_CUT);
+            }
         }
     }
+    // SAFETY: `thread` is a map value.
+    let result = unsafe { (*thread).call.result };
     let leave = CallReturn {
-        header: header(thread, event::RETURN, tgid, tid, time),
-        call: frame.time,
-        probe: frame.probe,
+        header: header(thread, event::RETURN, event.time),
+        call: event.call,
+        probe: event.probe as u32,
         outcome: if result == 0 { outcome::RAISED } else { outcome::RETURNED },
         fields: (len - size_of::<CallReturn>() as u64) as u32,
-        flags,
+        flags: event.flags as u32,
         object: result,
     };
     // SAFETY: `thread` is a map value; the record begins with room for any of the heads.
     unsafe { Thread::record(thread).cast::<CallReturn>().write(leave) };
     send(thread, len);
-    Some(())
-}
-
-/// A module body has run: if the module is in the catalogue, wait until its functions are armed.
-#[inline(never)]
-extern "C" fn leave_import(thread: *mut Thread, probe: u32, module: u64, result: u64) {
-    let (Some(layout), Some(settings)) = (layout(thread), settings()) else { return };
-    // SAFETY: `thread` is a map value.
-    let (epoch, deep, timeouts, sp) =
-        unsafe { ((*thread).process.epoch, (*thread).deep_import, (*thread).timeouts, (*thread).sp) };
-    if (probe != WANTED_IMPORT || result == 0) && deep == 0 {
-        return;
-    }
-    let mut ask_for = record(urgent::MODULE, epoch, halved(settings.module_wait, timeouts), module, deep);
-    if probe == WANTED_IMPORT && module_name(thread, layout, module) {
-        // SAFETY: `thread` is a map value.
-        ask_for.name = unsafe { (*thread).name };
-        // SAFETY: the map is not resized.
-        if unsafe { MODULES.get(&ask_for.name) } == Some(&module_wait::LONG) {
-            ask_for.bound = settings.long_wait;
-        }
-    }
-    // SAFETY: `thread` is a map value.
-    unsafe { (*thread).deep_import = 0 };
-    if ask(&mut ask_for, sp) == 0 {
-        // SAFETY: `thread` is a map value.
-        unsafe { (*thread).timeouts += 1 };
-    }
 }

@@ -24,23 +24,23 @@ use crate::maps::{ACKS, PROCESSES, RENDEZVOUS, URGENT, add, count, settings};
 /// Rounds of the poll at most (the kernel's limit for `bpf_loop` is 2^23); the clock ends it long before.
 const ROUNDS: u32 = 1 << 22;
 
+/// What a poll looks at.
 #[repr(C)]
 struct Wait {
-    slot: u32,
-    done: u32,
     token: u64,
+    /// 0 when the answer came.
     until: u64,
     stack: u64,
     scratch: u64,
 }
 
 unsafe extern "C" fn wait_step(_index: u32, wait: *mut c_void) -> i64 {
-    // SAFETY: the context that `ask` passed.
+    // SAFETY: the context that `poll` passed.
     unsafe {
         let wait = &mut *wait.cast::<Wait>();
-        if let Some(ack) = ACKS.get_ptr(wait.slot) {
+        if let Some(ack) = ACKS.get_ptr(bpf_get_current_pid_tgid() as u32 & (ACK_SLOTS - 1)) {
             if core::ptr::read_volatile(ack) == wait.token {
-                wait.done = 1;
+                wait.until = 0;
                 return 1;
             }
         }
@@ -53,38 +53,63 @@ unsafe extern "C" fn wait_step(_index: u32, wait: *mut c_void) -> i64 {
     }
 }
 
-/// Sends `record` and waits for the answer. Whether it came.
-#[inline(never)]
-pub extern "C" fn ask(record: &mut Urgent, stack: u64) -> u32 {
+/// Sends a request. Its token, or 0 if there was no room.
+#[inline(always)]
+pub fn submit(record: &mut Urgent) -> u64 {
     // SAFETY: plain helper calls; the record is initialised.
-    unsafe {
-        let now = bpf_ktime_get_boot_ns();
-        record.token = now;
-        let sent = bpf_ringbuf_output(
+    let sent = unsafe {
+        record.token = bpf_ktime_get_boot_ns();
+        bpf_ringbuf_output(
             (&raw const URGENT).cast_mut().cast(),
             core::ptr::from_mut(record).cast(),
             size_of::<Urgent>() as u64,
             u64::from(BPF_RB_FORCE_WAKEUP),
-        );
-        if sent != 0 {
-            count(Counter::LostUrgent);
-            return 0;
-        }
-        count(Counter::Waits);
-        let mut wait = Wait {
-            slot: record.tid & (ACK_SLOTS - 1),
-            done: 0,
-            token: now,
-            until: now + record.bound,
-            stack,
-            scratch: 0,
-        };
-        bpf_loop(ROUNDS, wait_step as *mut c_void, (&raw mut wait).cast(), 0);
-        add(Counter::WaitNanos, bpf_ktime_get_boot_ns() - now);
-        if wait.done == 0 {
-            count(Counter::WaitTimeouts);
-        }
-        wait.done
+        )
+    };
+    if sent != 0 {
+        count(Counter::LostUrgent);
+        return 0;
+    }
+    count(Counter::Waits);
+    record.token
+}
+
+#[inline(never)]
+extern "C" fn request(kind: u32, epoch: u32, bound: u64, arg0: u64) -> u64 {
+    submit(&mut record(kind, epoch, bound, arg0, 0))
+}
+
+/// Waits for the answer to a request, until a time; whether it came.
+///
+/// While a thread sleeps here, others run the same programs on this CPU. From Linux 6.13 on a function of a uprobe's
+/// program that has 64 bytes of stack or more has them in memory of the CPU, not of the thread (`bpf_enable_priv_stack` in
+/// kernel/bpf/verifier.c), so what it kept there would be another thread's afterwards. This function, and all that
+/// call it, have less; what they need later is in maps or in registers.
+#[inline(never)]
+pub extern "C" fn poll(token: u64, until: u64, stack: u64) -> u32 {
+    let mut wait = Wait { token, until, stack, scratch: 0 };
+    // SAFETY: the callback and its context fit together; the context outlives the call.
+    unsafe { bpf_loop(ROUNDS, wait_step as *mut c_void, (&raw mut wait).cast(), 0) };
+    u32::from(wait.until == 0)
+}
+
+/// Counts a wait that is over.
+#[inline(never)]
+pub extern "C" fn waited(token: u64, done: u32) -> u32 {
+    // SAFETY: a helper without arguments.
+    add(Counter::WaitNanos, unsafe { bpf_ktime_get_boot_ns() } - token);
+    if done == 0 {
+        count(Counter::WaitTimeouts);
+    }
+    done
+}
+
+/// Sends a request and waits for the answer. Whether it came.
+#[inline(always)]
+fn ask(kind: u32, epoch: u32, bound: u64, arg0: u64, stack: u64) -> u32 {
+    match request(kind, epoch, bound, arg0) {
+        0 => 0,
+        token => waited(token, poll(token, token + bound, stack)),
     }
 }
 
@@ -133,7 +158,7 @@ fn start(ctx: &ProbeContext) -> Option<()> {
     let mut epoch = selected();
     if epoch.is_none() && settings.flags & setting::NODE != 0 {
         count(Counter::Decisions);
-        ask(&mut record(urgent::DECIDE, 0, settings.module_wait, 0, 0), stack);
+        ask(urgent::DECIDE, 0, settings.module_wait, 0, stack);
         epoch = selected();
     }
     let Some(epoch) = epoch else {
@@ -141,7 +166,7 @@ fn start(ctx: &ProbeContext) -> Option<()> {
         return None;
     };
     count(Counter::RunMain);
-    ask(&mut record(urgent::RUN_MAIN, epoch, settings.long_wait, 0, 0), stack);
+    ask(urgent::RUN_MAIN, epoch, settings.long_wait, 0, stack);
     Some(())
 }
 
@@ -155,9 +180,8 @@ pub fn stack_switch(ctx: ProbeContext) -> u32 {
     }
     count(Counter::Switches);
     let Some(settings) = settings() else { return 0 };
-    let mut record = record(urgent::SWITCH, process.epoch, settings.long_wait, 0, 0);
     // SAFETY: the context's registers.
-    ask(&mut record, unsafe { (*ctx.regs).rsp });
+    ask(urgent::SWITCH, process.epoch, settings.long_wait, 0, unsafe { (*ctx.regs).rsp });
     0
 }
 
@@ -172,8 +196,7 @@ pub fn stack_config(ctx: ProbeContext) -> u32 {
     let Some(settings) = settings() else { return 0 };
     // SAFETY: the context's registers.
     let (argument, rsp) = unsafe { ((*ctx.regs).rsi, (*ctx.regs).rsp) };
-    let mut record = record(urgent::STACK_CONFIG, process.epoch, settings.long_wait, argument, 0);
-    ask(&mut record, rsp);
+    ask(urgent::STACK_CONFIG, process.epoch, settings.long_wait, argument, rsp);
     0
 }
 
@@ -202,6 +225,5 @@ fn meet(stack: u64) {
     // SAFETY: as in `run_main`.
     let Some(process) = (unsafe { PROCESSES.get(tgid) }) else { return };
     let Some(settings) = settings() else { return };
-    let mut record = record(urgent::RENDEZVOUS, process.epoch, settings.long_wait, 0, 0);
-    ask(&mut record, stack);
+    ask(urgent::RENDEZVOUS, process.epoch, settings.long_wait, 0, stack);
 }
