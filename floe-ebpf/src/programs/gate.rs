@@ -11,8 +11,8 @@ use aya_ebpf::{
 };
 use floe_ebpf::{
     CallEnter, CallReturn, ContextKey, Counter, FunctionInfo, FunctionKey, Header, Layout, MAX_ANCESTORS, MAX_DEPTH,
-    MAX_STACK, MODULE_NAME_LEN, NO_PLAN, enter_flags, event, function_flags, module_wait, outcome, process_flags,
-    setting, urgent,
+    MAX_STACK, MODULE_NAME_LEN, NO_PLAN, Settings, enter_flags, event, function_flags, module_wait, outcome,
+    process_flags, setting, urgent,
 };
 
 use crate::{
@@ -434,6 +434,9 @@ fn enter(regs: *const pt_regs) -> Option<*mut Thread> {
         (*thread).call.args = args;
         (*thread).call.nargsf = nargsf;
         (*thread).call.kwnames = kwnames;
+        // Volatile: a `memset` is a call.
+        (&raw mut (*thread).call.result).write_volatile(0);
+        (&raw mut (*thread).call.raised).write_volatile(0);
         &mut (*thread).event
     };
     event.time = time;
@@ -475,6 +478,26 @@ fn enter(regs: *const pt_regs) -> Option<*mut Thread> {
     if wanted == 0 { None } else { Some(thread) }
 }
 
+/// Runs the plan, if there is one; fields go behind the first `head` bytes of the record. The record's length.
+#[inline(always)]
+fn fields(thread: *mut Thread, settings: &Settings, head: u64) -> u64 {
+    // SAFETY: `thread` is a map value.
+    let event = unsafe { &mut (*thread).event };
+    if event.plan == u64::from(NO_PLAN) {
+        return head;
+    }
+    let (len, cut) = if settings.flags & setting::NO_FIELDS != 0 {
+        count(Counter::ShedPlans);
+        (head, true)
+    } else {
+        run(thread, event.plan as u32, head)
+    };
+    if cut {
+        event.flags |= u64::from(enter_flags::FIELDS_CUT);
+    }
+    len
+}
+
 /// The second part: captures, and sends the record.
 #[inline(never)]
 extern "C" fn finish_enter(thread: *mut Thread) {
@@ -484,24 +507,7 @@ extern "C" fn finish_enter(thread: *mut Thread) {
     if event.wants & wants::RECORD == 0 {
         return;
     }
-    let mut len = size_of::<CallEnter>() as u64;
-    if event.plan != u64::from(NO_PLAN) {
-        if settings.flags & setting::NO_FIELDS != 0 {
-            count(Counter::ShedPlans);
-            event.flags |= u64::from(enter_flags::FIELDS_CUT);
-        } else {
-            // SAFETY: `thread` is a map value.
-            unsafe {
-                (&raw mut (*thread).call.result).write_volatile(0);
-                (&raw mut (*thread).call.raised).write_volatile(0);
-            }
-            let (end, cut) = run(thread, event.plan as u32, len);
-            len = end;
-            if cut {
-                event.flags |= u64::from(enter_flags::FIELDS_CUT);
-            }
-        }
-    }
+    let len = fields(thread, settings, size_of::<CallEnter>() as u64);
     let enter = CallEnter {
         header: header(thread, event::ENTER, event.time),
         probe: event.probe as u32,
@@ -614,19 +620,7 @@ extern "C" fn finish_return(thread: *mut Thread) {
     if event.wants & wants::RECORD == 0 {
         return;
     }
-    let mut len = size_of::<CallReturn>() as u64;
-    if event.plan != u64::from(NO_PLAN) {
-        if settings.flags & setting::NO_FIELDS != 0 {
-            count(Counter::ShedPlans);
-            event.flags |= u64::from(enter_flags::FIELDS_CUT);
-        } else {
-            let (end, cut) = run(thread, event.plan as u32, len);
-            len = end;
-            if cut {
-                event.flags |= u64::from(enter_flags::FIELDS_CUT);
-            }
-        }
-    }
+    let len = fields(thread, settings, size_of::<CallReturn>() as u64);
     // SAFETY: `thread` is a map value.
     let result = unsafe { (*thread).call.result };
     let leave = CallReturn {

@@ -12,8 +12,8 @@ use aya_ebpf::{
 use floe_ebpf::{Counter, Header, MAX_ANCESTORS, ProcessEvent, ProcessInfo, event, process_flags, setting, urgent};
 
 use crate::{
-    maps::{EVENTS, PROCESSES, THREADS, URGENT, count, next_epoch, settings},
-    programs::wait::record,
+    maps::{EVENTS, PROCESSES, THREADS, count, next_epoch, settings},
+    programs::wait::{self, record},
 };
 
 /// Reads a field of a kernel structure; 0 if that fails.
@@ -166,18 +166,7 @@ fn executed(ctx: &RawTracePointContext) -> Option<()> {
 fn report_exec(epoch: u32, time: u64) {
     let mut record = record(urgent::EXEC, epoch, 0, 0, 0);
     record.token = time;
-    // SAFETY: the record is initialised.
-    let sent = unsafe {
-        bpf_ringbuf_output(
-            (&raw const URGENT).cast_mut().cast(),
-            (&raw mut record).cast(),
-            size_of::<floe_ebpf::Urgent>() as u64,
-            u64::from(BPF_RB_FORCE_WAKEUP),
-        )
-    };
-    if sent != 0 {
-        count(Counter::LostUrgent);
-    }
+    wait::send(&mut record);
 }
 
 /// A task ends.

@@ -53,12 +53,11 @@ unsafe extern "C" fn wait_step(_index: u32, wait: *mut c_void) -> i64 {
     }
 }
 
-/// Sends a request. Its token, or 0 if there was no room.
+/// Sends a record to user space at once; whether there was room.
 #[inline(always)]
-pub fn submit(record: &mut Urgent) -> u64 {
-    // SAFETY: plain helper calls; the record is initialised.
+pub fn send(record: &mut Urgent) -> bool {
+    // SAFETY: a plain helper call; the record is initialised.
     let sent = unsafe {
-        record.token = bpf_ktime_get_boot_ns();
         bpf_ringbuf_output(
             (&raw const URGENT).cast_mut().cast(),
             core::ptr::from_mut(record).cast(),
@@ -68,6 +67,16 @@ pub fn submit(record: &mut Urgent) -> u64 {
     };
     if sent != 0 {
         count(Counter::LostUrgent);
+    }
+    sent == 0
+}
+
+/// Sends a request. Its token, or 0 if there was no room.
+#[inline(always)]
+pub fn submit(record: &mut Urgent) -> u64 {
+    // SAFETY: a helper without arguments.
+    record.token = unsafe { bpf_ktime_get_boot_ns() };
+    if !send(record) {
         return 0;
     }
     count(Counter::Waits);
