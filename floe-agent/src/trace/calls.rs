@@ -176,12 +176,12 @@ impl Core {
             |template: &crate::catalogue::template::Template| template.render_complete(|name| values.text(name));
         let key = rule.key.as_ref().and_then(render);
         let run = rule.run.as_ref().and_then(render);
-        let number = self.expected(process, stamp.tid, run.as_deref()).number();
+        let number = key.as_ref().map(|_| self.expected(process, stamp.tid, run.as_deref()).number());
         // What has the same handle in the same trace, or is the same pair, has missed its end.
         let again = Ending::incomplete(END_NOT_SEEN);
         match place.handle(reference, key.as_deref(), stamp.tid) {
             Some(handle) => self.close_loose(process, stamp.time, &again, |loose| {
-                loose.handle == handle && (key.is_none() || loose.span.trace.number() == number)
+                loose.handle == handle && number.is_none_or(|number| loose.span.trace.number() == number)
             }),
             None => {
                 if let Place::Pair { depth } = place
