@@ -110,6 +110,14 @@ impl Run {
         running.wait()
     }
 
+    /// Starts it, and waits until it has said that it is ready.
+    #[track_caller]
+    pub fn start_ready(&self) -> Running {
+        let mut running = self.start();
+        running.wait_for_output("ready");
+        running
+    }
+
     /// Starts it; its standard input stays open behind [`Run::input`].
     pub fn start(&self) -> Running {
         let what = self.words.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use floe_tests::{Agent, Interpreter, Node, Running, can_trace, for_each, one_of, say};
+use floe_tests::{Agent, Node, can_trace, for_each, one_of, say};
 use rustix::process::Signal;
 
 const RULES: &str = "discovery: {instrument: [{modules: [node_target]}]}\n";
@@ -21,12 +21,6 @@ fn agent() -> Agent {
 /// How often, unless the run is longer.
 fn cycles(usual: u32) -> u32 {
     env::var("FLOE_TEST_CYCLES").ok().and_then(|cycles| cycles.parse().ok()).unwrap_or(usual)
-}
-
-fn started(interpreter: &Interpreter, name: &str) -> Running {
-    let mut running = interpreter.program(name).start();
-    running.wait_for_output("ready");
-    running
 }
 
 /// Memory of a process, in bytes.
@@ -57,7 +51,7 @@ fn tracing_that_is_stopped_and_begun_again_many_times_leaves_nothing_behind() {
     let Some(_alone) = can_trace() else { return };
     let objects = bpf_objects();
     let cycles = cycles(12);
-    let mut process = started(one_of(&[12, 11, 10]), "node_cycles.py");
+    let mut process = one_of(&[12, 11, 10]).program("node_cycles.py").start_ready();
     let pid = process.pid();
     let mut node = Node::start(&agent().limit(Duration::from_hours(3)), RULES);
     node.wait_until("it is traced", |node| node.spans_of(pid) > 2);
@@ -101,7 +95,7 @@ fn attaching_to_one_process_again_and_again_leaves_nothing_behind() {
     let cycles = cycles(5);
     for_each([one_of(&[12]), one_of(&[11])], |interpreter| {
         let objects = bpf_objects();
-        let mut process = started(interpreter, "node_cycles.py");
+        let mut process = interpreter.program("node_cycles.py").start_ready();
         let cycle = || {
             let mut tracing = agent().attach(process.pid());
             tracing.wait_for_spans(2);
@@ -129,7 +123,7 @@ fn a_burst_of_forks_is_traced_and_unharmed() {
     let bomb = one_of(&[12, 11, 10]).program("node_forks.py").arg(CHILDREN.to_string()).run();
     bomb.expect(0);
     // The agent goes on.
-    let after = started(one_of(&[12, 11, 10]), "node_cycles.py");
+    let after = one_of(&[12, 11, 10]).program("node_cycles.py").start_ready();
     node.wait_until("another process is traced", |node| node.spans_of(after.pid()) > 2);
     let pid = after.pid();
     after.wait().expect(0);
@@ -149,7 +143,7 @@ fn an_agent_that_is_told_to_end_while_it_exports_ends_and_says_what_is_lost() {
     // Accepts connections and never answers.
     let silent = TcpListener::bind("127.0.0.1:0").expect("there is a free port");
     let endpoint = format!("http://{}", silent.local_addr().expect("it is bound"));
-    let process = started(one_of(&[12, 11, 10]), "node_cycles.py");
+    let process = one_of(&[12, 11, 10]).program("node_cycles.py").start_ready();
     let mut node = Node::start(&agent().option("--otlp").option(&endpoint), RULES);
     node.wait_until("it is traced", |node| node.spans_of(process.pid()) > 20);
     let (connection, _) = silent.accept().expect("the agent connects");
@@ -172,7 +166,7 @@ fn a_full_disk_loses_the_spans_of_that_file_and_nothing_else() {
     let small = folder.path().display();
     let script = format!("mount -t tmpfs -o size=64k none {small} && exec \"$@\"");
     let agent = agent().option("--output").option(folder.path().join("full.jsonl"));
-    let process = started(one_of(&[12, 11, 10]), "node_cycles.py");
+    let process = one_of(&[12, 11, 10]).program("node_cycles.py").start_ready();
     let mut node = Node::start_with(&agent, &["unshare", "--mount", "/bin/sh", "-c", &script, "sh"], RULES);
     // Each is some hundred bytes.
     node.wait_until("there are more spans than fit", |node| node.spans_of(process.pid()) > 1000);

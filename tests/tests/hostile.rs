@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use floe_tests::{Agent, Copy, Run, Running, can_trace, for_each, interpreters, one_of, program, say, skip};
+use floe_tests::{Agent, Copy, Run, can_trace, for_each, interpreters, one_of, program, say, skip};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -33,12 +33,6 @@ fn offset_in_file(pid: u32, address: u64) -> u64 {
     found.expect("it is in a mapping")
 }
 
-fn started(run: &Run) -> Running {
-    let mut running = run.start();
-    running.wait_for_output("ready");
-    running
-}
-
 #[test]
 fn a_copy_of_an_interpreter_with_another_version_or_another_gate_is_refused_and_not_written_to() {
     let Some(_alone) = can_trace() else { return };
@@ -54,7 +48,7 @@ fn a_copy_of_an_interpreter_with_another_version_or_another_gate_is_refused_and_
         assert_eq!(outcome.finished.expect(0), "armed\n");
         assert_eq!(outcome.named("work").count(), 20, "{outcome}");
 
-        let running = started(&calls.clone().arg("patch"));
+        let running = calls.clone().arg("patch").start_ready();
         let (gate, entry) = gate_and_entry(running.pid());
         let offset = offset_in_file(running.pid(), gate);
         running.signal(Signal::KILL);
@@ -83,7 +77,7 @@ fn a_copy_of_an_interpreter_with_another_version_or_another_gate_is_refused_and_
 fn a_process_whose_code_is_not_that_of_its_file_is_refused_and_not_written_to() {
     let Some(_alone) = can_trace() else { return };
     for_each(interpreters(), |interpreter| {
-        let mut running = started(&interpreter.program("lookalike.py").arg("patch"));
+        let mut running = interpreter.program("lookalike.py").arg("patch").start_ready();
         let (gate, entry) = gate_and_entry(running.pid());
         running.write(&format!("{gate} {entry}\n"));
         running.wait_for_output("patched");

@@ -11,9 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use floe_tests::{
-    Agent, Interpreter, Node, Run, Running, can_trace, for_each, interpreters, one_of, program, say, skip,
-};
+use floe_tests::{Agent, Interpreter, Node, Run, can_trace, for_each, interpreters, one_of, program, say, skip};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -28,16 +26,10 @@ fn job(interpreter: &Interpreter, calls: u32, pause: &str) -> Run {
     interpreter.program("node_job.py").arg(calls.to_string()).arg(pause)
 }
 
-fn started(run: &Run) -> Running {
-    let mut running = run.start();
-    running.wait_for_output("ready");
-    running
-}
-
 #[test]
 fn processes_are_traced_whether_they_start_before_or_after_the_agent_and_others_are_not() {
     let Some(_alone) = can_trace() else { return };
-    let running: Vec<_> = interpreters().into_iter().map(|i| (i, started(&job(i, 2000, "0.1")))).collect();
+    let running: Vec<_> = interpreters().into_iter().map(|i| (i, job(i, 2000, "0.1").start_ready())).collect();
     let mut node = Node::start(&agent(), RULES);
     for (interpreter, process) in &running {
         node.wait_until(&format!("{interpreter}, which ran before, is traced"), |node| {
@@ -75,7 +67,7 @@ fn processes_are_traced_whether_they_start_before_or_after_the_agent_and_others_
 fn what_a_process_imports_is_seen_even_if_its_script_does_not_tell() {
     let Some(_alone) = can_trace() else { return };
     let mut node = Node::start(&agent(), RULES);
-    let hidden = started(&one_of(&[12, 11, 10]).program("node_hidden.py").args(["2000", "0.1"]));
+    let hidden = one_of(&[12, 11, 10]).program("node_hidden.py").args(["2000", "0.1"]).start_ready();
     node.wait_until("it is traced", |node| node.spans_of(hidden.pid()) > 2);
     hidden.signal(Signal::KILL);
     hidden.wait();
@@ -199,7 +191,7 @@ fn containers_are_traced_with_their_ids_and_shared_layers_once() {
     for (interpreter, digit, user) in [(first, '1', false), (second, '2', false), (first, '3', true)] {
         let group = if user { None } else { group(digit) };
         let run = contained(interpreter, &place, group.as_deref(), user, 1500, "0.1");
-        before.push((interpreter, group, started(&run)));
+        before.push((interpreter, group, run.start_ready()));
     }
     let mut node = Node::start(&agent(), RULES);
     for (interpreter, _, process) in &before {
@@ -211,7 +203,7 @@ fn containers_are_traced_with_their_ids_and_shared_layers_once() {
         [(second, '4', false), (first, '5', false), (second, '6', true), (first, '7', true), (second, '8', false)]
     {
         let group = if user { None } else { group(digit) };
-        let mut run = started(&contained(interpreter, &place, group.as_deref(), user, 20, "0.1"));
+        let mut run = contained(interpreter, &place, group.as_deref(), user, 20, "0.1").start_ready();
         let pid = child(run.pid());
         run.close_input();
         after.push((interpreter, group, pid, run));
@@ -273,7 +265,7 @@ fn the_kill_switch_detaches_all_probes_and_lets_tracing_go_on() {
     const BREAKPOINT: u8 = 0xcc;
     let Some(_alone) = can_trace() else { return };
     let interpreter = one_of(&[12, 11, 10]);
-    let process = started(&job(interpreter, 3000, "0.05"));
+    let process = job(interpreter, 3000, "0.05").start_ready();
     let pid = process.pid();
     let gate = gate(pid);
     let mut node = Node::start(&agent(), &format!("{RULES}kill_switch: {{file: '{{folder}}/stop'}}\n"));
@@ -320,7 +312,7 @@ fn the_kill_switch_detaches_all_probes_and_lets_tracing_go_on() {
 fn a_change_of_rules_needs_no_restart_and_disarms_who_falls_out() {
     let Some(_alone) = can_trace() else { return };
     for_each(interpreters(), |interpreter| {
-        let process = started(&job(interpreter, 3000, "0.05"));
+        let process = job(interpreter, 3000, "0.05").start_ready();
         let pid = process.pid();
         let mut node = Node::start(&agent(), RULES);
         node.wait_until("it is traced", |node| node.spans_of(pid) > 2);
