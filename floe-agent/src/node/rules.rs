@@ -350,7 +350,13 @@ mod tests {
             use std::os::unix::process::CommandExt as _;
             let mut command = Command::new("/bin/sleep");
             command.arg0(words[0]).args(&words[1..]).stdin(Stdio::null()).stderr(Stdio::null());
-            Self(command.spawn().unwrap())
+            let process = Self(command.spawn().unwrap());
+            // Who spawns goes on as soon as the old address space is left, and the kernel writes down where the arguments
+            // are after that (`begin_new_exec`, then `create_elf_tables`, fs/binfmt_elf.c): until then there are none.
+            while identity::cmdline(Pid(process.0.id())).unwrap().is_empty() {
+                std::thread::yield_now();
+            }
+            process
         }
 
         fn judge(&self, rules: &Rules) -> Judgement {
