@@ -193,7 +193,7 @@ fn operation(thread: *mut Thread) -> i64 {
                 return 0;
             }
             op::UUID => {
-                uuid(thread, source);
+                uuid(thread, source, u32::from(field_of(thread, operation)));
                 return 0;
             }
             _ => {}
@@ -597,12 +597,12 @@ fn digits_and_zone(thread: *mut Thread, object: u64, field: u8) -> Option<()> {
 
 /// An int of at most 150 bits, as a UUID is made of one.
 #[inline(never)]
-extern "C" fn uuid(thread: *mut Thread, object: u64) {
-    digits_of_uuid(thread, object);
+extern "C" fn uuid(thread: *mut Thread, object: u64, field: u32) {
+    digits_of_uuid(thread, object, field as u8);
 }
 
 #[inline(always)]
-fn digits_of_uuid(thread: *mut Thread, object: u64) -> Option<()> {
+fn digits_of_uuid(thread: *mut Thread, object: u64, field: u8) -> Option<()> {
     let layout = crate::maps::layout(thread)?;
     let flags = type_flags(layout, type_of(object)?)?;
     if flags & LONG_SUBCLASS == 0 {
@@ -624,7 +624,7 @@ fn digits_of_uuid(thread: *mut Thread, object: u64) -> Option<()> {
             payload.add(i as usize).write(digit & 0x3fff_ffff);
             i += 1;
         }
-        put(thread, at, (*thread).call_field as u8, value::UUID, 0, 20);
+        put(thread, at, field, value::UUID, 0, 20);
     }
     Some(())
 }

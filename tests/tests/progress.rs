@@ -118,3 +118,19 @@ fn without_a_terminal_or_when_it_is_not_wanted_there_is_no_line() {
         assert_eq!(outcome.finished.err(), "", "{outcome}");
     }
 }
+
+#[test]
+fn the_agents_own_log_has_the_level_that_the_environment_asks_for() {
+    let Some(_alone) = can_trace() else { return };
+    let interpreter = one_of(&[12, 11, 13, 10]);
+    let debug = |variables: &[(&str, &str)]| {
+        let run = interpreter.script("import json");
+        let run = variables.iter().fold(run, |run, (name, value)| run.variable(name, value));
+        let outcome = Agent::new().probe("json:loads").exec(&run);
+        outcome.finished.expect(0);
+        outcome.finished.err().contains("DEBUG")
+    };
+    assert!(!debug(&[]));
+    assert!(debug(&[("OTEL_LOG_LEVEL", "debug")]));
+    assert!(!debug(&[("OTEL_LOG_LEVEL", "debug"), ("FLOE_LOG_LEVEL", "error")]));
+}

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use floe_tests::dagster::Instance;
 use floe_tests::dbt::{Project, node_logs};
-use floe_tests::{Agent, Outcome, Run, Span, can_trace, programs, say};
+use floe_tests::{Agent, Outcome, Run, Span, can_trace, fixture, programs, say};
 use serde_json::Value;
 
 const LIMIT: Duration = Duration::from_mins(5);
@@ -174,6 +174,11 @@ fn check(spans: &[&Span], run: &Value) {
     let differs: Vec<_> = found.iter().filter(|(pair, count)| expected.get(pair) != Some(count)).collect();
     let missing: Vec<_> = expected.iter().filter(|(pair, count)| found.get(pair) != Some(count)).collect();
     assert!(differs.is_empty() && missing.is_empty(), "there is {differs:#?}\nexpected was {missing:#?}");
+    // It only waits for the other asset, and reads nothing.
+    let upstream = one(spans, "dagster.step.payments");
+    for name in ["dagster.step.report", "dagster.asset.report"] {
+        assert_eq!(one(spans, name).links, [(upstream.trace.clone(), upstream.id.clone())], "{name}");
+    }
 }
 
 /// The one span of this name.
@@ -244,6 +249,52 @@ fn two_agents_that_never_talk_see_the_same_tree() {
         assert!(!outcome.spans.is_empty());
     }
     check(&run.spans.iter().chain(&steps.spans).collect::<Vec<_>>(), &shop.run());
+}
+
+#[test]
+fn compilation_orchestration_and_dbt_of_one_process_tree_or_one_run_id_are_one_trace() {
+    let Some(_alone) = can_trace() else { return };
+    let Some(shop) = Shop::new() else { return };
+    let floe = fixture("floe");
+    let compile = "floe platform compile --spec customer-orders/floe.yaml --manifest manifest.yaml --output out.json";
+    let run = "dagster job execute -f launches.py -j in_one_process";
+    let script = format!("(cd {} && {compile}) && {run}; exit $?", floe.path().display());
+    let path = format!("{}:{}", shop.instance.bin().display(), env::var("PATH").unwrap_or_default());
+    let all_of_it =
+        || Run::new("sh").args(["-c", &script]).folder(shop.instance.path()).limit(LIMIT).variable("PATH", &path);
+    let with = |run: Run| {
+        let path = shop.instance.path();
+        run.variable("DAGSTER_HOME", path).variable("SHOP_STATE", path).variable("SHOP_DBT", shop.project.path())
+    };
+    let agent = || Agent::with_packs().limit(LIMIT);
+
+    // One process tree: the shell is the root, and the run's id that of the trace.
+    let tree = agent().option("--set").option("correlation.programs=sh").exec(&with(all_of_it()));
+    tree.finished.expect(0);
+    tree.nothing_lost();
+    let trace = shop.run()["run_id"].as_str().expect("a text").replace('-', "");
+    // One run id.
+    let given = agent().exec(&with(all_of_it()).variable("FLOE_RUN_ID", "release 7"));
+    given.finished.expect(0);
+    for (outcome, trace) in [(&tree, Some(trace)), (&given, None)] {
+        let spans = all(outcome);
+        let trace = trace.unwrap_or_else(|| spans[0].trace.clone());
+        for span in &spans {
+            assert_eq!(span.trace, trace, "{}\n{outcome}", span.name);
+        }
+        for name in
+            ["floe.compile", "floe.compile.stage6", "dagster.run.in_one_process", "dbt.build", "dbt.model.stg_payments"]
+        {
+            one(&spans, name);
+        }
+    }
+    let spans = all(&tree);
+    let roots: Vec<_> = spans.iter().filter(|span| span.parent.is_none()).collect();
+    let [root] = roots[..] else { panic!("{} roots\n{tree}", roots.len()) };
+    assert_eq!(root.int("process.exit.code"), Some(0), "the shell is the root\n{tree}");
+    for span in &spans {
+        assert!(span.id == root.id || ancestors(span, &spans).any(|above| above.id == root.id), "{}", span.name);
+    }
 }
 
 #[test]

@@ -131,6 +131,10 @@ struct Tally {
     skipped: BTreeSet<String>,
     /// The lines that they said it with.
     reasons: Vec<String>,
+    /// The test program that runs.
+    program: String,
+    /// How long each test program took, in seconds.
+    times: Vec<(String, f64)>,
     /// `cargo test` succeeded.
     complete: bool,
 }
@@ -143,6 +147,8 @@ impl Tally {
             self.passed += counts[0];
             self.failed += counts[1];
             self.ignored += counts[2];
+            let seconds = result.rsplit("finished in ").next().and_then(|time| time.strip_suffix('s')?.parse().ok());
+            self.times.extend(seconds.map(|seconds| (self.program.clone(), seconds)));
             return counts.iter().any(|count| *count > 0);
         }
         if let Some(at) = line.find("SKIPPED: ") {
@@ -152,6 +158,10 @@ impl Tally {
             return true;
         }
         let line = line.trim();
+        if let Some(program) = line.strip_prefix("Running ").and_then(|rest| rest.rsplit_once("deps/")) {
+            let name = program.1.trim_end_matches(')');
+            name.rsplit_once('-').map_or(name, |(name, _hash)| name).clone_into(&mut self.program);
+        }
         let noise = ["running 0 tests", "Finished ", "Running ", "Doc-tests "];
         !line.is_empty() && !noise.iter().any(|noise| line.starts_with(noise))
     }
@@ -198,6 +208,12 @@ fn report(interpreters: &[Interpreter], tally: &Tally) {
             println!("  {}", &reason["SKIPPED: ".len()..]);
         }
     }
+    let mut times: Vec<_> = tally.times.iter().filter(|(_, seconds)| *seconds >= 1.0).collect();
+    times.sort_by(|a, b| b.1.total_cmp(&a.1));
+    println!("\nTest programs that took a second or more:");
+    for (program, seconds) in times {
+        println!("  {seconds:7.1} s  {program}");
+    }
     let skipped = tally.skipped.len() as u64;
     let passed = tally.passed.saturating_sub(skipped);
     println!("\n{passed} passed, {} failed, {} skipped", tally.failed, skipped + tally.ignored);
@@ -222,6 +238,12 @@ mod tests {
             !tally.line("test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 9 filtered out; finished in 0.0s")
         );
         assert_eq!((tally.passed, tally.failed, tally.ignored), (15, 2, 1));
+        assert!(!tally.line("     Running tests/dbt.rs (target/debug/deps/dbt-0a1b)"));
+        assert!(
+            tally
+                .line("test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 12.50s")
+        );
+        assert_eq!(tally.times.last(), Some(&("dbt".to_owned(), 12.5)));
     }
 
     #[test]

@@ -27,7 +27,7 @@ use crate::{
     process::{
         container, identity,
         launch::{Executable, Launch},
-        run_id::{self, RunSources},
+        run_id,
     },
     python::{
         exception,
@@ -224,6 +224,20 @@ impl Attacher {
         self.prepare(&launch.executables(), &root);
     }
 
+    /// A selected process has a new program: if that is one whose processes are spans, says so.
+    fn executed(&self, pid: Pid, epoch: Epoch, time: BootNanos) {
+        if self.options.programs.is_empty() {
+            return;
+        }
+        // The name that it was called by may be that of a link: `sh` is `dash` on Debian.
+        let called = || identity::cmdline(pid).ok()?.into_iter().next().map(PathBuf::from);
+        let mut paths = identity::exe(pid).ok().into_iter().chain(called());
+        if paths.any(|path| path.file_name().is_some_and(|name| self.options.programs.is_match(name))) {
+            let facts = ProcessFacts { span_since: Some(time), ..self.facts(pid, epoch, None) };
+            let _ = self.news.send(News::Process(Box::new(facts)));
+        }
+    }
+
     /// Does what a waiting thread waits for, and lets it go on.
     fn answer(&mut self, record: &Urgent) {
         let (pid, epoch, wait) = (Pid(record.tgid), Epoch(record.epoch), Wait::of(record));
@@ -231,6 +245,9 @@ impl Attacher {
         let mut done_with = Vec::new();
         match record.kind {
             urgent::EXEC => {
+                if epoch != Epoch(0) {
+                    self.executed(pid, epoch, BootNanos(record.token));
+                }
                 self.files.forget(|| self.spaces.iter_mut().map(|(_, traced)| traced.file).collect());
                 match self.files.examine(&mut self.kernel, pid) {
                     Ok(Program::Launcher) => self.starting.push((pid, Instant::now())),
@@ -386,11 +403,7 @@ impl Attacher {
         self.kernel.set_process(pid, info).map_err(kernel_error)?;
         let version = interpreter.version();
         // Sent before the first function is armed, so that it arrives before the first event.
-        let mut known = facts(pid, epoch, &version, &self.options.run_sources);
-        known.attributes.extend(match &self.options.select {
-            Some(select) => select.attributes(pid),
-            None => container::attributes(pid),
-        });
+        let known = self.facts(pid, epoch, Some(version.clone()));
         let _ = self.news.send(News::Process(Box::new(known)));
         let file = located.file.identity();
         self.spaces.insert(
@@ -412,6 +425,28 @@ impl Attacher {
             self.set_eval_frame(pid, epoch);
         }
         Ok(Some(version))
+    }
+
+    /// What `/proc` tells of a process.
+    fn facts(&self, pid: Pid, epoch: Epoch, python_version: Option<String>) -> ProcessFacts {
+        let arguments = identity::cmdline(pid).unwrap_or_default();
+        let environ = identity::Environ::read(pid).unwrap_or_default();
+        let context_file = |path: &str| identity::file(pid, path, MAX_CONTEXT_FILE).ok();
+        let mut facts = ProcessFacts {
+            parent_pid: identity::Stat::read(pid).ok().map(|stat| stat.parent),
+            run: run_id::find(&self.options.run_sources, &arguments, &environ, context_file),
+            command_line: arguments.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
+            executable: identity::exe(pid).ok().map(|path| path.to_string_lossy().into_owned()),
+            python_version,
+            container: container::id(pid),
+            ..ProcessFacts::unknown(pid, epoch)
+        };
+        facts.read_environment(|name| environ.get(name));
+        facts.attributes.extend(match &self.options.select {
+            Some(select) => select.attributes(pid),
+            None => container::attributes(pid),
+        });
+        facts
     }
 
     /// A process has ended: forgets its functions, unless a child that was forked from it lives.
@@ -446,23 +481,6 @@ fn is_imported(modules: &Resolver<'_>, name: &str) -> bool {
 
 /// Most bytes of a Dagster Pipes context that are read from its file.
 const MAX_CONTEXT_FILE: u64 = 4 << 20;
-
-/// What `/proc` tells of a process.
-fn facts(pid: Pid, epoch: Epoch, version: &str, sources: &RunSources) -> ProcessFacts {
-    let arguments = identity::cmdline(pid).unwrap_or_default();
-    let environ = identity::Environ::read(pid).unwrap_or_default();
-    let mut facts = ProcessFacts {
-        parent_pid: identity::Stat::read(pid).ok().map(|stat| stat.parent),
-        run: run_id::find(sources, &arguments, &environ, |path| identity::file(pid, path, MAX_CONTEXT_FILE).ok()),
-        command_line: arguments.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
-        executable: identity::exe(pid).ok().map(|path| path.to_string_lossy().into_owned()),
-        python_version: Some(version.to_owned()),
-        container: container::id(pid),
-        ..ProcessFacts::unknown(pid, epoch)
-    };
-    facts.read_environment(|name| environ.get(name));
-    facts
-}
 
 /// Gives this thread real-time priority where that is allowed: somebody waits for it.
 fn make_urgent() {

@@ -25,6 +25,7 @@ use std::{
     time::Duration,
 };
 
+use globset::GlobSet;
 use opentelemetry::KeyValue;
 use serde::Serialize;
 use thiserror::Error;
@@ -45,6 +46,8 @@ pub struct Options {
     pub keep_inlining: bool,
     /// What tells the run that a process belongs to.
     pub run_sources: RunSources,
+    /// File names of programs whose processes are spans.
+    pub programs: GlobSet,
     /// How long processes wait.
     pub bounds: WaitBounds,
     /// Who decides which processes of the machine are traced; without, only what is asked for.

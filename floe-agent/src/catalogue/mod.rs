@@ -5,7 +5,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use opentelemetry::Key;
 use thiserror::Error;
 
 pub mod notation;
@@ -29,6 +31,7 @@ pub(crate) const EMBEDDED: &[(&str, &str)] = &[
     ("packs/dagster.yaml", include_str!("packs/dagster.yaml")),
     ("packs/floe.yaml", include_str!("packs/floe.yaml")),
     ("packs/logging.yaml", include_str!("packs/logging.yaml")),
+    ("packs/opentelemetry.yaml", include_str!("packs/opentelemetry.yaml")),
 ];
 
 /// The pack name of probes that come from the command line.
@@ -270,6 +273,11 @@ fn context_exit() -> Probe {
     probe
 }
 
+/// The key of an attribute; copies of it share their text, because every span has some.
+pub(crate) fn key(name: &str) -> Key {
+    Key::from(Arc::<str>::from(name))
+}
+
 /// Attributes that the agent sets itself.
 pub(crate) fn is_reserved(name: &str) -> bool {
     const NAMES: [&str; 6] =
@@ -314,7 +322,14 @@ mod tests {
     fn a_file_adds_a_pack_or_replaces_one() {
         let yaml = "pack: NAME\nprobes:\n  - {name: f, target: \"m:f\", span: {name: f}}\n";
         let added = load(&yaml.replace("NAME", "mine"), &["m:g(x=arg0)"]).unwrap();
-        assert!(added.packs().iter().map(|pack| pack.name.as_str()).eq(["dbt", "dagster", "floe", "logging", "mine"]));
+        assert!(added.packs().iter().map(|pack| pack.name.as_str()).eq([
+            "dbt",
+            "dagster",
+            "floe",
+            "logging",
+            "opentelemetry",
+            "mine"
+        ]));
         assert!(added.probes().iter().any(|probe| probe.pack == COMMAND_LINE));
         let replaced = load(&yaml.replace("NAME", "dbt"), &[]).unwrap();
         assert_eq!(replaced.probes().iter().filter(|probe| probe.pack == "dbt").count(), 1);

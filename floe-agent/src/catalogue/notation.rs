@@ -1,6 +1,5 @@
 //! Probes on the command line: `pkg.mod:Class.method(user=arg0.name, n=len(arg1))`.
 
-use opentelemetry::Key;
 use opentelemetry::trace::SpanKind;
 use thiserror::Error;
 
@@ -8,7 +7,7 @@ use super::path::{Path, PathError};
 use super::plan::DEFAULT_MAX;
 use super::probe::{Attribute, Condition, Kind, Moment, Probe, Role, SpanRule, Target, TargetError};
 use super::template::Template;
-use super::{COMMAND_LINE, is_reserved};
+use super::{COMMAND_LINE, is_reserved, key};
 
 /// A probe on the command line that cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -52,7 +51,7 @@ pub fn parse(text: &str) -> Result<Probe, NotationError> {
         }
         let path = Path::parse(path.trim())?;
         let at = if path.needs_exit() { Moment::Exit } else { Moment::Enter };
-        attributes.push(Attribute { name: Key::from(name.to_owned()), path, at, max: DEFAULT_MAX });
+        attributes.push(Attribute { name: key(name), path, at, max: DEFAULT_MAX });
     }
     let place = format!("--probe '{text}'");
     let mut probe = Probe::new(target.to_string(), COMMAND_LINE, place, Kind::Call, target);
@@ -69,6 +68,8 @@ pub fn parse(text: &str) -> Result<Probe, NotationError> {
         instant: false,
         inherit: Vec::new(),
         links: Vec::new(),
+        external: None,
+        exported_as: Vec::new(),
     });
     probe.attributes = attributes;
     Ok(probe)

@@ -20,12 +20,12 @@ use opentelemetry::Key;
 use serde_saphyr::{Location, Spanned};
 use thiserror::Error;
 
-use super::is_reserved;
 use super::path::Path;
 use super::plan::DEFAULT_MAX;
 use super::probe::{
-    Attribute, Computed, Condition, DynamicRule, EventRule, ExceptionRule, Formula, Kind, LinkRule, LogRule, Moment,
-    Probe, Role, SpanEventRule, SpanRef, SpanRule, StatusRule, Subject, Target, ValueMap, check_module,
+    Attribute, Computed, Condition, DynamicRule, EventRule, ExceptionRule, ExternalRule, Formula, Kind, LinkRule,
+    LogRule, Moment, Probe, Role, SpanEventRule, SpanRef, SpanRule, StatusRule, Subject, Target, ValueMap,
+    check_module,
 };
 use super::template::Template;
 use super::version::VersionRange;
@@ -33,6 +33,7 @@ use super::yaml::{
     DynamicYaml, EndYaml, EventYaml, ExceptionYaml, KindYaml, LinkYaml, LogYaml, Ordered, PackYaml, ProbeYaml,
     RuleYaml, Scalar, SourceYaml, Sources, SpanYaml, StatusYaml, Templates, Text,
 };
+use super::{is_reserved, key};
 use crate::units::ProbeId;
 
 /// In `end`: the return of the call that began the span.
@@ -360,8 +361,8 @@ impl Reader<'_> {
     }
 
     fn span(&mut self, yaml: &SpanYaml, id: &str, probe: usize, reference: SpanRef) -> Checked<SpanRule> {
-        let inherit: Vec<Key> = yaml.inherit.iter().map(|name| Key::from(name.value.clone())).collect();
-        let mut better_names = self.templates(Some(&yaml.name), "its name", Scope::Span(reference))?;
+        let inherit: Vec<Key> = yaml.inherit.iter().map(|name| key(&name.value)).collect();
+        let mut better_names = self.templates(Some(&yaml.name), "its name", Scope::Span(reference), &[])?;
         let Some(name) = better_names.pop() else {
             return Err(self.invalid(yaml.name.referenced, "a name is expected"));
         };
@@ -382,6 +383,14 @@ impl Reader<'_> {
             condition: self.condition(&yaml.when, &yaml.unless, Scope::Probe(probe)),
             instant: yaml.instant,
             links: self.links(&yaml.links, Scope::Span(reference))?,
+            external: match &yaml.external {
+                None => None,
+                Some(ids) => Some(ExternalRule {
+                    trace: self.template(&ids.trace, "its trace id", Scope::Probe(probe))?,
+                    span: self.template(&ids.span, "its span id", Scope::Probe(probe))?,
+                }),
+            },
+            exported_as: self.templates(yaml.exported_as.as_ref(), "`exported_as`", Scope::Span(reference), &[])?,
             inherit,
         })
     }
@@ -502,7 +511,7 @@ impl Reader<'_> {
         for name in names {
             self.name("attributes", name, scope);
         }
-        Some(names.iter().map(|name| Key::from(name.value.clone())).collect())
+        Some(names.iter().map(|name| key(&name.value)).collect())
     }
 
     fn target(&self, target: &Text) -> Checked<Target> {
@@ -544,11 +553,18 @@ impl Reader<'_> {
         Ok(Some(template))
     }
 
-    fn templates(&mut self, texts: Option<&Spanned<Templates>>, what: &str, scope: Scope) -> Checked<Vec<Template>> {
+    fn templates(
+        &mut self,
+        texts: Option<&Spanned<Templates>>,
+        what: &str,
+        scope: Scope,
+        also: &[Key],
+    ) -> Checked<Vec<Template>> {
         let Some(texts) = texts else { return Ok(Vec::new()) };
         let mut templates = Vec::new();
         for text in &texts.value.0 {
-            templates.push(self.template(&Spanned::new(text.clone(), texts.referenced, texts.defined), what, scope)?);
+            let text = Spanned::new(text.clone(), texts.referenced, texts.defined);
+            templates.extend(self.maybe_template(Some(&text), what, scope, also)?);
         }
         Ok(templates)
     }
@@ -584,15 +600,18 @@ impl Reader<'_> {
             if let Some(each) = &link.each {
                 self.name("each", each, scope);
             }
-            let key = self.maybe_template(Some(&link.key), "the key of a link", scope, std::slice::from_ref(&value))?;
-            if link.each.is_none() && key.iter().flat_map(Template::attributes).any(|name| name == LINK_VALUE) {
+            let keys = self.templates(Some(&link.key), "the key of a link", scope, std::slice::from_ref(&value))?;
+            if keys.is_empty() {
+                return Err(self.invalid(link.key.referenced, "expected a template or a list of templates"));
+            }
+            if link.each.is_none() && keys.iter().flat_map(Template::attributes).any(|name| name == LINK_VALUE) {
                 let problem = "`{value}` is an item of `each: attribute`, which is not given";
                 return Err(self.invalid(link.key.referenced, problem));
             }
             let run =
                 self.maybe_template(link.run.as_ref(), "the run of a link", scope, std::slice::from_ref(&value))?;
             let each = link.each.as_ref().map(|each| each.value.clone());
-            links.extend(key.map(|key| LinkRule { each, run, key }));
+            links.push(LinkRule { each, run, keys });
         }
         Ok(links)
     }
@@ -619,9 +638,9 @@ impl Reader<'_> {
     fn exception(&mut self, yaml: Option<&ExceptionYaml>, scope: Scope) -> Checked<Option<ExceptionRule>> {
         let Some(yaml) = yaml else { return Ok(None) };
         Ok(Some(ExceptionRule {
-            kind: self.templates(Some(&yaml.kind), "`exception.type`", scope)?,
-            message: self.templates(yaml.message.as_ref(), "`exception.message`", scope)?,
-            stacktrace: self.templates(yaml.stacktrace.as_ref(), "`exception.stacktrace`", scope)?,
+            kind: self.templates(Some(&yaml.kind), "`exception.type`", scope, &[])?,
+            message: self.templates(yaml.message.as_ref(), "`exception.message`", scope, &[])?,
+            stacktrace: self.templates(yaml.stacktrace.as_ref(), "`exception.stacktrace`", scope, &[])?,
         }))
     }
 
@@ -639,7 +658,7 @@ impl Reader<'_> {
             if is_reserved(name) && !of_log {
                 return Err(fail("the agent sets this one itself; choose another name".to_owned()));
             }
-            let key = Key::from(name.clone());
+            let key = key(name);
             let mut values: Option<ValueMap> = None;
             for source in &sources.value.0 {
                 let mut map = ValueMap::default();

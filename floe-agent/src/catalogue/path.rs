@@ -12,6 +12,7 @@
 //! | `join('/', path[*])` | the items of a list as one text; with two `[*]`, those of each inner list |
 //! | `dict(path)` | a dict with str keys: an attribute for each of its entries |
 //! | `type(path)`, `len(path)` | the name of its type; the number of its items (tuple, list, dict) |
+//! | `uuid(path)` | an int of at most 128 bits as a UUID writes it: the ids of OpenTelemetry's SDK |
 //! | `str(path)` | the same as `path` |
 //!
 //! Attributes are those of the instance, in its dict or in slots, and the names of a named tuple's items. Enum members give
@@ -80,6 +81,8 @@ pub enum Leaf {
     Value,
     /// The name of the type object that the path leads to.
     TypeName,
+    /// An int as a UUID.
+    Uuid,
     /// The number of items.
     Len,
     /// The entries of a dict.
@@ -155,6 +158,7 @@ impl fmt::Display for Path {
         }
         match self.leaf {
             Leaf::Len => text = format!("len({text})"),
+            Leaf::Uuid => text = format!("uuid({text})"),
             Leaf::Dict => text = format!("dict({text})"),
             Leaf::Value | Leaf::TypeName => {}
         }
@@ -224,7 +228,7 @@ impl Parser<'_> {
         self.spaces();
         let start = self.at;
         let word = self.word().to_owned();
-        let function = matches!(word.as_str(), "type" | "len" | "str" | "dict" | "join") && self.eat('(');
+        let function = matches!(word.as_str(), "type" | "len" | "str" | "dict" | "uuid" | "join") && self.eat('(');
         if !function {
             self.at = start;
             return self.plain();
@@ -237,6 +241,7 @@ impl Parser<'_> {
         self.demand(')')?;
         match word.as_str() {
             "len" => path.leaf = Leaf::Len,
+            "uuid" => path.leaf = Leaf::Uuid,
             "dict" => {
                 if path.steps.contains(&Step::Each) {
                     return Err(self.expected_at(inner, "a path without `[*]`"));
@@ -324,7 +329,7 @@ impl Parser<'_> {
 
     fn root(&mut self) -> Result<Root, PathError> {
         const ROOTS: &str = "`arg0`, `self`, `arg(1, 'name')`, `kwargs['name']`, `return`, `exception`, \
-                             `globals['NAME']`, `type(...)`, `len(...)`, `str(...)`, `dict(...)` or `join(...)`";
+                             `globals['NAME']`, `type(...)`, `len(...)`, `str(...)`, `dict(...)`, `uuid(...)` or `join(...)`";
         let start = self.at;
         let word = self.word().to_owned();
         match word.as_str() {
@@ -418,6 +423,7 @@ mod tests {
             "type(exception)",
             "type(exception.exception)",
             "type(arg0)",
+            "uuid(arg(1, 'span')._context[0])",
             "len(arg1.items)",
             "arg1.keys[*]",
             "arg1.keys[*].path[*]",

@@ -280,7 +280,13 @@ impl Compiler {
         }
         self.leaf(draft, path.leaf, register, field, max)?;
         if loops.is_empty() && matches!(path.root, Root::Argument { .. } | Root::Globals | Root::Return) {
-            let size = if path.leaf == Leaf::Len { 8 } else { (max as usize).max(8).next_multiple_of(4) };
+            let size = if path.leaf == Leaf::Len {
+                8
+            } else if path.leaf == Leaf::Uuid {
+                20
+            } else {
+                (max as usize).max(8).next_multiple_of(4)
+            };
             // Sources of one attribute are alternatives: room for one is enough.
             if draft.fields.last() != Some(&name) {
                 draft.bytes += size_of::<floe_ebpf::Field>() + size;
@@ -302,6 +308,7 @@ impl Compiler {
             }
             Leaf::TypeName => op.code = op::TYPE_NAME,
             Leaf::Len => op.code = op::LEN,
+            Leaf::Uuid => op.code = op::UUID,
         }
         draft.ops.push(op);
         Ok(())

@@ -123,6 +123,19 @@ pub struct SpanRule {
     pub inherit: Vec<Key>,
     /// Its links to other spans.
     pub links: Vec<LinkRule>,
+    /// The program exports it itself.
+    pub external: Option<ExternalRule>,
+    /// The names that the program gives it if it exports it itself.
+    pub exported_as: Vec<Template>,
+}
+
+/// The ids of a span that the program exports itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExternalRule {
+    /// Its trace id, in hexadecimal.
+    pub trace: Template,
+    /// Its span id, in the last 16 hexadecimal digits.
+    pub span: Template,
 }
 
 /// Which calls are meant, by the texts of their attributes: a list has several. `*` is any value.
@@ -141,8 +154,8 @@ pub struct LinkRule {
     pub each: Option<String>,
     /// The run that the other span is part of; without, it is in the same trace.
     pub run: Option<Template>,
-    /// The key.
-    pub key: Template,
+    /// The key: the first of these whose attributes are all there.
+    pub keys: Vec<Template>,
 }
 
 /// The part of a span in a trace.

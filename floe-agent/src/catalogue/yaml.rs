@@ -158,6 +158,12 @@ pub(super) struct SpanYaml {
     /// The span has no length.
     #[serde(default)]
     pub(super) instant: bool,
+    /// The program exports the span itself, with these ids: it is not exported again, and is the parent of what is in it.
+    pub(super) external: Option<ExternalYaml>,
+    /// Templates for the names that the span has if the program exports it itself: where one so called begins in it, this one
+    /// is left out.
+    #[schemars(with = "Option<Templates>")]
+    pub(super) exported_as: Option<Spanned<Templates>>,
     /// Attributes that it takes over from the open spans around it.
     #[serde(default)]
     #[schemars(with = "Vec<String>")]
@@ -192,6 +198,17 @@ impl From<SpanKindYaml> for SpanKind {
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+pub(super) struct ExternalYaml {
+    /// A template for its trace id, 32 hexadecimal digits; dashes do not count.
+    #[schemars(with = "String")]
+    pub(super) trace: Text,
+    /// A template for its span id: the last 16 hexadecimal digits count.
+    #[schemars(with = "String")]
+    pub(super) span: Text,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 pub(super) struct LinkYaml {
     /// An attribute with one or several values; `{value}` in the key is each of them.
     #[schemars(with = "Option<String>")]
@@ -199,9 +216,9 @@ pub(super) struct LinkYaml {
     /// A template for the id of the run that the other span is part of, where it may be another one.
     #[schemars(with = "Option<String>")]
     pub(super) run: Option<Text>,
-    /// A template for the key of the other span.
-    #[schemars(with = "String")]
-    pub(super) key: Text,
+    /// A template for the key of the other span, or several: the first whose attributes are all there.
+    #[schemars(with = "Templates")]
+    pub(super) key: Spanned<Templates>,
 }
 
 #[derive(Deserialize, JsonSchema)]

@@ -108,6 +108,7 @@ impl Session {
         let options_ = attach::Options {
             keep_inlining: config.keep_inlining,
             run_sources: config.run_sources.clone(),
+            programs: config.programs.clone(),
             bounds,
             select,
         };
@@ -118,6 +119,7 @@ impl Session {
             .with_hold(config.hold)
             .with_logs(config.logs)
             .with_defaults(config.resource.clone())
+            .double_own_spans(config.double_own_spans)
             .keep_unsampled(!config.sampling.parent_based);
         let sampler = Sampler::new(config.sampling.clone());
         let line = Line::start(config.progress);

@@ -312,6 +312,20 @@ const BEHAVIOUR: &[Key] = &[
         "",
         "more variables that are a run id; they win over the built-in ones"
     ),
+    key!(
+        "correlation.own_spans",
+        [],
+        Kind::Choice(&["leave_out", "double"]),
+        "leave_out",
+        "spans that a program exports itself with OpenTelemetry: `double` makes them all the same"
+    ),
+    key!(
+        "correlation.programs",
+        [],
+        Kind::List,
+        "dbt,dbtf,docker,podman",
+        "programs that are not Python: their processes in a traced run are spans; names of files, `*` is any text"
+    ),
     key!("correlation.hold", [], Kind::Duration, "30s", "how long finished spans wait for their run to be known"),
     key!(
         "logs.level",

@@ -15,6 +15,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use globset::{Glob, GlobSet, GlobSetBuilder};
 use thiserror::Error;
 
 use crate::export::{
@@ -370,10 +371,11 @@ impl Settings {
     }
 
     fn list(&self, path: &str) -> Vec<String> {
-        match self.stored.get(path) {
-            Some(Stored::List(setting)) => setting.value.clone(),
-            _ => Vec::new(),
+        if let Some(Stored::List(setting)) = self.stored.get(path) {
+            return setting.value.clone();
         }
+        let default = keys::find(path).map_or("", |key| key.default);
+        default.split_terminator(',').map(str::to_owned).collect()
     }
 
     fn entries(&self, path: &str) -> BTreeMap<String, Setting<String>> {
@@ -464,6 +466,10 @@ pub struct Config {
     pub sampling: SamplingRules,
     /// What names the run of a process.
     pub run_sources: RunSources,
+    /// Spans are made of what a program exports itself, too.
+    pub double_own_spans: bool,
+    /// File names of programs whose processes are spans.
+    pub programs: GlobSet,
     /// How long spans wait for their run to be known.
     pub hold: Hold,
     /// Which log records are taken.
@@ -495,6 +501,8 @@ impl Config {
             keep_inlining: settings.flag("keep_inlining"),
             sampling: sampling(settings),
             run_sources: run_sources(settings)?,
+            programs: programs(settings)?,
+            double_own_spans: settings.text("correlation.own_spans").as_deref() == Some("double"),
             hold: Hold {
                 time: settings.duration("correlation.hold").unwrap_or(Hold::default().time),
                 ..Hold::default()
@@ -547,6 +555,23 @@ fn sampling(settings: &Settings) -> SamplingRules {
     rules.hold_memory = settings.parsed("sampling.hold_memory", values::size).unwrap_or(rules.hold_memory);
     rules.hold_time = settings.duration("sampling.hold_time").unwrap_or(rules.hold_time);
     rules
+}
+
+fn programs(settings: &Settings) -> Result<GlobSet, ConfigError> {
+    const PATH: &str = "correlation.programs";
+    let mut names = GlobSetBuilder::new();
+    let mut last = String::new();
+    let invalid = |value: &str| ConfigError::Value {
+        origin: settings.origin(PATH),
+        key: PATH.to_owned(),
+        value: value.to_owned(),
+        expected: "the name of a file without its folder, with `*` for any text".to_owned(),
+    };
+    for name in settings.list(PATH).into_iter().filter(|name| !name.is_empty()) {
+        names.add(Glob::new(&name).ok().filter(|_| !name.contains('/')).ok_or_else(|| invalid(&name))?);
+        last = name;
+    }
+    names.build().map_err(|_| invalid(&last))
 }
 
 fn run_sources(settings: &Settings) -> Result<RunSources, ConfigError> {

@@ -118,6 +118,8 @@ pub(super) struct Core {
     pub(super) scope: InstrumentationScope,
     pub(super) limits: Limits,
     pub(super) traces: Traces,
+    /// Spans are made of what a program exports itself, too.
+    pub(super) double: bool,
     pub(super) logs: LogSettings,
     pub(super) log_stats: LogStats,
     pub(super) stats: AssemblerStats,
@@ -148,6 +150,7 @@ impl Assembler {
                 limits: Limits::default(),
                 defaults: Arc::default(),
                 traces: Traces::default(),
+                double: false,
                 logs: LogSettings::default(),
                 log_stats: LogStats::default(),
                 stats: AssemblerStats::default(),
@@ -194,6 +197,13 @@ impl Assembler {
     #[must_use]
     pub fn keep_unsampled(mut self, keep: bool) -> Self {
         self.core.traces.keep_unsampled = keep;
+        self
+    }
+
+    /// Spans are made of what a program exports itself, too.
+    #[must_use]
+    pub fn double_own_spans(mut self, double: bool) -> Self {
+        self.core.double = double;
         self
     }
 
@@ -256,9 +266,11 @@ impl Assembler {
             process.resource = Arc::new(facts.resource());
             process.facts = facts;
             self.core.settle_home(process);
+            self.core.begin_program(process);
         } else if self.processes.len() < self.limits.processes {
             let mut process = Process::new(facts, self.core.new_trace());
             self.core.settle_home(&mut process);
+            self.core.begin_program(&mut process);
             self.processes.insert(key, process);
         }
     }
@@ -456,6 +468,7 @@ impl Assembler {
         for tid in &threads[commands..] {
             self.core.close_above(&mut process, *tid, 0, time, ending);
         }
+        self.core.end_program(&mut process, time, ending);
         if self.current.get(&key.0) == Some(&key.1) {
             self.current.remove(&key.0);
         }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use opentelemetry::trace::{Link, SpanId, Status};
+use opentelemetry_sdk::trace::SpanData;
 
 use super::assembler::{Core, FinishedSpan};
 use super::finish::{Ending, Finish, Raised};
@@ -176,7 +177,20 @@ impl Core {
             |template: &crate::catalogue::template::Template| template.render_complete(|name| values.text(name));
         let key = rule.key.as_ref().and_then(render);
         let run = rule.run.as_ref().and_then(render);
-        let number = key.as_ref().map(|_| self.expected(process, stamp.tid, run.as_deref()).number());
+        let external = match &rule.external {
+            None => None,
+            Some(ids) => {
+                let name = rule.name.render(|name| values.text(name));
+                let ids =
+                    render(&ids.trace).zip(render(&ids.span)).and_then(|(trace, span)| ids::external(&trace, &span));
+                Some(self.external(process, stamp.tid, ids?, &name)?)
+            }
+        };
+        let number = match (&external, &key) {
+            (Some((trace, _)), _) => Some(trace.number()),
+            (None, Some(_)) => Some(self.expected(process, stamp.tid, run.as_deref()).number()),
+            (None, None) => None,
+        };
         // What has the same handle in the same trace, or is the same pair, has missed its end.
         let again = Ending::incomplete(END_NOT_SEEN);
         match place.handle(reference, key.as_deref(), stamp.tid) {
@@ -192,13 +206,16 @@ impl Core {
                 }
             }
         }
-        let Belongs { trace, mut parent, mut remote, around } = self.belongs(process, stamp.tid, run.as_deref());
+        let (Belongs { trace, mut parent, mut remote, around }, own_id) = match external {
+            Some((trace, id)) => (Belongs { trace, parent: around, remote: false, around: None }, Some(id)),
+            None => (self.belongs(process, stamp.tid, run.as_deref()), None),
+        };
         if let Some(span) = rule.parent.as_ref().and_then(render).and_then(|key| self.keys.get(trace.number(), &key)) {
             remote = process.spans().all(|open| open.id != span);
             parent = Some(span);
         }
-        let id = self.span_id(&trace, key.as_deref());
-        if let Some(key) = &key {
+        let id = own_id.unwrap_or_else(|| self.span_id(&trace, key.as_deref()));
+        if let (Some(key), None) = (&key, own_id) {
             self.keys.add(trace.number(), key, id);
             if key == ids::RUN && parent.is_some() {
                 trace.has_another_root();
@@ -225,6 +242,7 @@ impl Core {
             exception: None,
             error: None,
             role: rule.role,
+            external: own_id.is_some(),
             nested: process.innermost(stamp.tid, |span| span.role == Role::Node).is_some(),
             recursion: false,
             nodes: [0; 2],
@@ -426,6 +444,9 @@ impl Core {
         let Some((probe, rule)) = catalogue.probe(span.rule.probe).zip(catalogue.span(span.rule)) else {
             return;
         };
+        if span.external {
+            return;
+        }
         inherit(process, span.parent, rule, &mut span.values);
         for target in self.linked(&span.trace.clone(), &rule.links, &span.values) {
             span.add_link(target);
@@ -444,11 +465,16 @@ impl Core {
             command.nodes[0] += 1;
             command.nodes[1] += u32::from(matches!(span.status, Status::Error { .. }));
         }
-        self.stats.spans += 1;
         self.stats.incomplete += u64::from(matches!(ending, Ending::Incomplete { .. }));
+        self.finished(process, &trace, span, time);
+    }
+
+    /// Passes on a span that has ended.
+    pub(super) fn finished(&mut self, process: &Process, trace: &Arc<Trace>, span: SpanData, time: BootNanos) {
+        self.stats.spans += 1;
         let given = process.facts.run.as_ref().filter(|run| run.source == Source::Traceparent);
         let sampled = given.map(|run| run.sampled);
-        self.traces.finished(&trace, FinishedSpan { resource: Arc::clone(&process.resource), span, sampled }, time);
+        self.traces.finished(trace, FinishedSpan { resource: Arc::clone(&process.resource), span, sampled }, time);
     }
 }
 

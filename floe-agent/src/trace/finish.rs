@@ -168,7 +168,7 @@ impl Finish<'_> {
             }
             Ending::Incomplete { reason, process } => {
                 added.push(KeyValue::new("floe.incomplete", *reason));
-                match process_end(&mut added, *process) {
+                match process_end(&mut added, *process, " during the call") {
                     Status::Unset => span.error.take().map_or(Status::Unset, error),
                     status => status,
                 }
@@ -227,7 +227,7 @@ impl Finish<'_> {
 }
 
 /// A span that is open when its process dies of a signal, or exits with a code other than 0, has failed.
-fn process_end(attributes: &mut Vec<KeyValue>, process: Option<ProcessEnd>) -> Status {
+pub(super) fn process_end(attributes: &mut Vec<KeyValue>, process: Option<ProcessEnd>, when: &str) -> Status {
     match process {
         None => Status::Unset,
         Some(ProcessEnd::Exited(code)) => {
@@ -235,7 +235,7 @@ fn process_end(attributes: &mut Vec<KeyValue>, process: Option<ProcessEnd>) -> S
             if code == 0 {
                 return Status::Unset;
             }
-            error(format!("the process exited with code {code} during the call"))
+            error(format!("the process exited with code {code}{when}"))
         }
         Some(ProcessEnd::Signalled(signal)) => {
             attributes.push(KeyValue::new("floe.process.signal", i64::from(signal)));

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use opentelemetry::trace::{SpanContext, SpanId};
+use opentelemetry::trace::{SpanContext, SpanId, TraceId};
 
 use super::assembler::Core;
 use super::process::Process;
@@ -56,6 +56,38 @@ impl Core {
                 Belongs { trace: there, parent: None, remote: false, around: None }
             }
         }
+    }
+
+    /// Where a span begins that the program exports itself, if it is one in what is traced here. What it stands for is not
+    /// exported again.
+    pub(super) fn external(
+        &mut self,
+        process: &mut Process,
+        tid: Tid,
+        (trace, span): (TraceId, SpanId),
+        name: &str,
+    ) -> Option<(Arc<Trace>, SpanId)> {
+        let (here, parent, _) = process.place(tid);
+        // What the environment says has the last word.
+        if here.is_given() && here.id() != trace {
+            return None;
+        }
+        let catalogue = Arc::clone(&self.catalogue);
+        if let Some(around) = parent.and_then(|parent| process.span(parent)) {
+            let values = &around.values;
+            let names = catalogue.span(around.rule).map_or(&[][..], |rule| &rule.exported_as);
+            if names.iter().any(|own| own.render_complete(|name| values.text(name)).as_deref() == Some(name)) {
+                if self.double {
+                    return None;
+                }
+                around.external = true;
+            }
+        }
+        let there = self.traces.own(trace);
+        if parent.is_some() {
+            self.traces.join(&here, &there);
+        }
+        Some((there, span))
     }
 
     /// From here on the process works for this run.

@@ -39,6 +39,25 @@ probes:
       role: command
       links: [{each: _upstream, run: "{_upstream_run}", key: "step/{value}"}]
     attributes: {_run: arg0, step: arg1, _upstream: arg2, _upstream_run: arg3}
+  - name: block
+    target: m:block
+    span: {name: floe.block, exported_as: "{_name}"}
+    attributes: {_name: arg0}
+  - name: current
+    kind: event
+    target: m:current
+    at: enter
+    attributes: {_name: arg0, _trace: arg1, _span: arg2}
+    rules:
+      - begin: {id: own, name: "{_name}", key: "otel/{_span}", external: {trace: "{_trace}", span: "{_span}"}}
+        attributes: []
+  - name: end
+    kind: event
+    target: m:end
+    at: enter
+    attributes: {_span: arg0}
+    rules:
+      - {end: own, attributes: []}
 "#;
 
 const MAIN_CALL: u32 = 0;
@@ -46,6 +65,9 @@ const PLAIN: u32 = 1;
 const WORKER: u32 = 2;
 const RUN: u32 = 3;
 const STEP: u32 = 4;
+const BLOCK: u32 = 5;
+const CURRENT: u32 = 6;
+const END: u32 = 7;
 
 const R1: &str = "11111111-7b7d-4c5e-9a58-2b3d6f0e8a11";
 const R2: &str = "22222222-7b7d-4c5e-9a58-2b3d6f0e8a11";
@@ -437,4 +459,146 @@ fn a_key_that_comes_again_is_another_span() {
     for occurrence in 0..3 {
         assert!(spans.iter().any(|span| id(span) == ids::span_id(ids::trace_id(R1), "step/a", occurrence)));
     }
+}
+
+#[test]
+fn a_program_that_is_not_python_is_a_span_from_its_exec_to_its_end() {
+    let shell = At(200, 20, 200);
+    let mut w = world();
+    let main = w.enter(MAIN, MAIN_CALL, 0, &[]);
+    w.fork(MAIN, CHILD);
+    w.exec(shell);
+    let began = w.now;
+    w.assembler.process_seen(ProcessFacts {
+        executable: Some("/usr/bin/docker".into()),
+        command_line: vec!["docker".into(), "run".into()],
+        span_since: Some(BootNanos(began)),
+        ..ProcessFacts::unknown(Pid(200), Epoch(20))
+    });
+    w.fork(shell, GRANDCHILD);
+    plain(&mut w, GRANDCHILD);
+    w.exit(GRANDCHILD, true, 0);
+    w.exit(shell, true, 3 << 8);
+    let ended = w.now;
+    w.leave(MAIN, MAIN_CALL, main, &[]);
+    let spans = all(&mut w);
+    assert_eq!(spans.len(), 3);
+    let program = named(&spans, "docker");
+    assert_eq!(program.parent_span_id, id(named(&spans, "main")));
+    assert_eq!(named(&spans, "plain").parent_span_id, id(program));
+    assert_eq!(trace(program), trace(named(&spans, "main")));
+    let since = |time: std::time::SystemTime| time.duration_since(std::time::UNIX_EPOCH).unwrap().as_nanos();
+    assert_eq!((since(program.start_time), since(program.end_time)), (began.into(), ended.into()));
+    assert_eq!(error(program).as_deref(), Some("the process exited with code 3"));
+    assert_eq!(get(program, "process.exit.code").as_deref(), Some("3"));
+    assert_eq!(get(program, "error.type").as_deref(), Some("3"));
+    assert_eq!(get(program, "process.command_args").as_deref(), Some(r#"["docker","run"]"#));
+    assert_eq!(get(program, "floe.incomplete"), None);
+}
+
+#[test]
+fn a_program_that_becomes_another_one_ends_there() {
+    let (first, second) = (At(200, 20, 200), At(200, 21, 200));
+    let mut w = world();
+    seen(&mut w, MAIN, dagster(R1));
+    w.fork(MAIN, CHILD);
+    for at in [first, second] {
+        w.exec(at);
+        w.assembler.process_seen(ProcessFacts {
+            executable: Some(format!("/bin/program-{}", at.1)),
+            span_since: Some(BootNanos(w.now)),
+            ..ProcessFacts::unknown(Pid(at.0), Epoch(at.1))
+        });
+    }
+    w.exit(second, true, 9);
+    let spans = all(&mut w);
+    assert_eq!(spans.len(), 2);
+    let (before, after) = (named(&spans, "program-20"), named(&spans, "program-21"));
+    assert_eq!(get(before, "floe.incomplete").as_deref(), Some("process called exec"));
+    assert_eq!((error(before), trace(before)), (None, ids::trace_id(R1)));
+    assert_eq!(after.parent_span_id, id(before));
+    assert_eq!(get(after, "floe.process.signal").as_deref(), Some("9"));
+}
+
+/// OpenTelemetry's SDK makes a span the current one.
+fn current(w: &mut World, at: At, name: &str, run: &str, span: &str) {
+    let call = w.enter(at, CURRENT, 3, &[("_name", s(name)), ("_trace", s(run)), ("_span", s(span))]);
+    w.leave(at, CURRENT, call, &[]);
+}
+
+fn end(w: &mut World, at: At, span: &str) {
+    let call = w.enter(at, END, 3, &[("_span", s(span))]);
+    w.leave(at, END, call, &[]);
+}
+
+const SPAN_1: &str = "00000000-0000-0000-8000-000000000001";
+const SPAN_2: &str = "00000000-0000-0000-8000-000000000002";
+
+fn own(number: u64) -> SpanId {
+    SpanId::from(1 << 63 | number)
+}
+
+#[test]
+fn what_happens_in_a_span_of_the_programs_own_is_its_child() {
+    let mut w = world();
+    let main = w.enter(MAIN, MAIN_CALL, 0, &[]);
+    current(&mut w, MAIN, "load", R1, SPAN_1);
+    current(&mut w, MAIN, "load", R1, SPAN_1);
+    plain(&mut w, MAIN);
+    current(&mut w, MAIN, "parse", R1, SPAN_2);
+    let step = w.enter(MAIN, STEP, 1, &[("step", s("a"))]);
+    w.leave(MAIN, STEP, step, &[]);
+    end(&mut w, MAIN, SPAN_2);
+    end(&mut w, MAIN, SPAN_1);
+    w.leave(MAIN, MAIN_CALL, main, &[]);
+    plain(&mut w, MAIN);
+    let spans = all(&mut w);
+    assert_eq!(spans.len(), 4, "its own spans are not exported again");
+    let [first, step, main, second] = &spans[..] else { unreachable!() };
+    assert_eq!((first.parent_span_id, step.parent_span_id), (own(1), own(2)));
+    for span in [first, step, main] {
+        assert_eq!(trace(span), ids::trace_id(R1), "{}", span.name);
+    }
+    assert_eq!((main.parent_span_id, second.parent_span_id), (SpanId::INVALID, SpanId::INVALID));
+}
+
+#[test]
+fn what_a_program_exports_itself_is_left_out_unless_both_are_wanted() {
+    for double in [false, true] {
+        let mut w = world();
+        w.assembler = w.assembler.double_own_spans(double);
+        let block = w.enter(MAIN, BLOCK, 0, &[("_name", s("load"))]);
+        current(&mut w, MAIN, "load", R1, SPAN_1);
+        plain(&mut w, MAIN);
+        end(&mut w, MAIN, SPAN_1);
+        w.leave(MAIN, BLOCK, block, &[]);
+        let other = w.enter(MAIN, BLOCK, 0, &[("_name", s("load"))]);
+        current(&mut w, MAIN, "something else", R1, SPAN_2);
+        end(&mut w, MAIN, SPAN_2);
+        w.leave(MAIN, BLOCK, other, &[]);
+        let spans = all(&mut w);
+        let names: Vec<_> = spans.iter().map(|span| &*span.name).collect();
+        if double {
+            assert_eq!(names, ["plain", "floe.block", "floe.block"]);
+            assert_eq!(spans[0].parent_span_id, id(&spans[1]));
+        } else {
+            assert_eq!(names, ["plain", "floe.block"]);
+            assert_eq!(spans[0].parent_span_id, own(1));
+        }
+    }
+}
+
+#[test]
+fn a_trace_that_is_given_is_not_left_for_a_programs_own() {
+    let mut w = world();
+    seen(&mut w, MAIN, dagster(R1));
+    let block = w.enter(MAIN, BLOCK, 0, &[("_name", s("load"))]);
+    current(&mut w, MAIN, "load", R2, SPAN_1);
+    plain(&mut w, MAIN);
+    end(&mut w, MAIN, SPAN_1);
+    w.leave(MAIN, BLOCK, block, &[]);
+    let spans = all(&mut w);
+    let [plain, block] = &spans[..] else { panic!("{spans:?}") };
+    assert_eq!(plain.parent_span_id, id(block));
+    assert_eq!((trace(plain), trace(block)), (ids::trace_id(R1), ids::trace_id(R1)));
 }

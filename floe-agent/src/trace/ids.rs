@@ -24,6 +24,14 @@ pub fn span_id(trace: TraceId, key: &str, occurrence: u32) -> SpanId {
     })
 }
 
+/// The ids of a span that a program exports itself, as UUIDs write them: the second one's lower half is the span's.
+pub(super) fn external(trace: &str, span: &str) -> Option<(TraceId, SpanId)> {
+    let trace = TraceId::from_bytes(uuid_bytes(trace)?);
+    let [.., a, b, c, d, e, f, g, h] = uuid_bytes(span)?;
+    let span = SpanId::from_bytes([a, b, c, d, e, f, g, h]);
+    (trace != TraceId::INVALID && span != SpanId::INVALID).then_some((trace, span))
+}
+
 /// The first bytes of the SHA-256 of the parts, joined by zero bytes. Never all zero: that is no valid id.
 fn hash<const N: usize>(parts: &[&str]) -> [u8; N] {
     let digest = Sha256::digest(parts.join("\0").as_bytes());

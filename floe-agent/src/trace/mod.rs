@@ -12,6 +12,7 @@ mod keys;
 mod log;
 mod logs;
 mod process;
+mod program;
 mod resource;
 mod rules;
 mod traces;

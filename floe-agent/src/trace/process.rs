@@ -10,6 +10,7 @@ use opentelemetry_sdk::Resource;
 
 use super::finish::Raised;
 use super::logs::ProcessLogs;
+use super::program::ProgramSpan;
 use super::resource::ProcessFacts;
 use super::traces::Trace;
 use super::values::Values;
@@ -45,6 +46,8 @@ pub(super) struct Process {
     pub(super) open: usize,
     /// Its log records.
     pub(super) logs: ProcessLogs,
+    /// The span that the process itself is.
+    pub(super) program: Option<ProgramSpan>,
     /// The same two, as the process that started it has them.
     pub(super) lineage: Option<(Arc<Trace>, Option<SpanId>)>,
     /// Whether it has begun a span: from then on its trace is not what its environment says, but what its spans say.
@@ -121,6 +124,8 @@ pub(super) struct OpenSpan {
     /// The error that a rule told of it.
     pub(super) error: Option<String>,
     pub(super) role: Role,
+    /// The program exports it itself.
+    pub(super) external: bool,
     /// Inside another node.
     pub(super) nested: bool,
     pub(super) recursion: bool,
@@ -162,6 +167,7 @@ impl Process {
             facts,
             trace,
             inherited: None,
+            program: None,
             lineage: None,
             threads: HashMap::default(),
             loose: Vec::new(),
@@ -187,11 +193,12 @@ impl Process {
     }
 
     /// The span that something which happens now in this thread belongs to, and whether it is in another process: the
-    /// innermost open span of the thread, else the innermost open command that the thread may work for, else the span that was
-    /// open in the thread that forked the process.
+    /// innermost open span of the thread, else the innermost open command that the thread may work for, else that of the program, else
+    /// the span that was open in the thread that forked the process.
     pub(super) fn context(&self, tid: Tid) -> Option<(SpanId, bool)> {
         self.innermost(tid, |span| span.role != Role::Leaf)
             .or_else(|| self.command(tid))
+            .or_else(|| self.program.as_ref().map(|program| program.id))
             .map(|id| (id, false))
             .or_else(|| self.inherited.map(|id| (id, true)))
     }

@@ -9,7 +9,7 @@ use opentelemetry_semantic_conventions::{SCHEMA_URL, attribute as semconv};
 
 use crate::config::values;
 use crate::process::run_id::RunContext;
-use crate::units::{Epoch, Pid};
+use crate::units::{BootNanos, Epoch, Pid};
 
 /// What the configuration says of resources; what a process says itself wins.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -39,6 +39,8 @@ pub struct ProcessFacts {
     pub executable: Option<String>,
     /// Version of the Python interpreter.
     pub python_version: Option<String>,
+    /// Its life is a span, from this moment on: it is a program that the configuration names.
+    pub span_since: Option<BootNanos>,
     /// The container that it is in.
     pub container: Option<String>,
     /// `OTEL_SERVICE_NAME` of its environment.
@@ -137,6 +139,7 @@ impl ProcessFacts {
             run: _,
             executable,
             python_version,
+            span_since,
             container,
             service_name,
             attributes,
@@ -154,7 +157,10 @@ impl ProcessFacts {
             }
         };
         let of_configuration = |name: &str| defaults.attributes.iter().any(|(known, _)| known == name);
-        add(semconv::TELEMETRY_SDK_LANGUAGE, "python".into());
+        let is_python = python_version.is_some() || span_since.is_none();
+        if is_python {
+            add(semconv::TELEMETRY_SDK_LANGUAGE, "python".into());
+        }
         add(semconv::TELEMETRY_SDK_NAME, "floe-agent".into());
         add(semconv::TELEMETRY_SDK_VERSION, env!("CARGO_PKG_VERSION").into());
         for (name, value) in host() {
@@ -184,7 +190,9 @@ impl ProcessFacts {
             add(semconv::DEPLOYMENT_ENVIRONMENT_NAME, environment.into());
         }
         add(semconv::PROCESS_PID, i64::from(pid.0).into());
-        add(semconv::PROCESS_RUNTIME_NAME, "cpython".into());
+        if is_python {
+            add(semconv::PROCESS_RUNTIME_NAME, "cpython".into());
+        }
         let mut maybe = |name, value: Option<Value>| value.into_iter().for_each(|value| add(name, value));
         maybe(semconv::PROCESS_PARENT_PID, parent_pid.map(|pid| i64::from(pid.0).into()));
         maybe(semconv::PROCESS_RUNTIME_VERSION, python_version.clone().map(Value::from));

@@ -108,7 +108,7 @@ impl Core {
     /// The spans that links lead to.
     pub(super) fn linked(&mut self, trace: &Arc<Trace>, links: &[LinkRule], values: &Values) -> Vec<(TraceId, SpanId)> {
         let mut targets = Vec::new();
-        for LinkRule { each, run, key } in links {
+        for LinkRule { each, run, keys } in links {
             let items = match each {
                 Some(name) => values.texts(name),
                 None => vec![String::new()],
@@ -116,7 +116,7 @@ impl Core {
             for item in items {
                 let value = |name: &str| if name == LINK_VALUE { Some(item.clone()) } else { values.text(name) };
                 let run = run.as_ref().and_then(|run| run.render_complete(value));
-                let Some(key) = key.render_complete(value) else {
+                let Some(key) = keys.iter().find_map(|key| key.render_complete(value)) else {
                     continue;
                 };
                 // A span of another agent, or one that is long over, is not known here, but its id is.

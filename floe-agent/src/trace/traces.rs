@@ -282,6 +282,11 @@ impl Traces {
         self.settled(Some(root), Settled { id, why: Why::Captured, sampled: true, state: TraceState::NONE })
     }
 
+    /// The trace of a span that a program exports itself.
+    pub(super) fn own(&mut self, id: TraceId) -> Arc<Trace> {
+        self.settled(None, Settled { id, why: Why::Captured, sampled: true, state: TraceState::NONE })
+    }
+
     fn settled(&mut self, root: Option<SpanId>, settled: Settled) -> Arc<Trace> {
         let id = settled.id;
         if let Some(known) = self.runs.get(&id) {
