@@ -23,6 +23,10 @@ use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
 
+/// The agent's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const COLLECTOR: &str = "--collector";
 const PROBE: &str = "shop.orders:load(shop.customer=arg0.customer, shop.product=arg0.product, shop.state=arg0.state, \
                      shop.address=arg0.address, shop.rows=len(return))";
