@@ -94,6 +94,7 @@ fn nodes_have_their_phases_statements_and_links() {
         let mut wrong = Vec::new();
         parts(&project, &outcome, &mut wrong);
         statements(&project, &outcome, &mut wrong);
+        clock(&project, &outcome, &mut wrong);
         assert!(wrong.is_empty(), "the spans are not what dbt wrote:\n  {}\n{outcome}", wrong.join("\n  "));
     }
 }
@@ -133,6 +134,49 @@ fn parts(project: &Project, outcome: &Outcome, wrong: &mut Vec<String>) {
             }
         }
     }
+}
+
+/// When phases began and ended, by dbt's clock and by the agent's. Single ones may differ by more, where the machine was busy in
+/// between.
+fn clock(project: &Project, outcome: &Outcome, wrong: &mut Vec<String>) {
+    let results = project.artifact("run_results.json");
+    let mut differences = Vec::new();
+    for result in results["results"].as_array().expect("dbt writes results") {
+        let node = outcome.with("dbt.model_name").find(|span| span.get("dbt.unique_id") == Some(&result["unique_id"]));
+        let Some(node) = node else { continue };
+        for timing in result["timing"].as_array().into_iter().flatten() {
+            let phase = outcome.with("dbt.phase").find(|phase| {
+                phase.parent.as_deref() == Some(&node.id) && phase.get("dbt.phase") == Some(&timing["name"])
+            });
+            let Some(phase) = phase else { continue };
+            for (name, time) in [("started_at", phase.start), ("completed_at", phase.end)] {
+                let said = timing[name].as_str().and_then(nanoseconds).expect("dbt writes times");
+                differences.push(said.abs_diff(time));
+            }
+        }
+    }
+    differences.sort_unstable();
+    let median = differences[differences.len() / 2];
+    if median > 1_000_000 {
+        wrong.push(format!("dbt's clock and the agent's differ by {median} ns"));
+    }
+}
+
+/// `2026-05-01T12:30:00.123456Z` as nanoseconds since 1970.
+fn nanoseconds(text: &str) -> Option<u64> {
+    let part = |at: std::ops::Range<usize>| text.get(at)?.parse::<u64>().ok();
+    let (year, month, day) = (part(0..4)?, part(5..7)?, part(8..10)?);
+    // Years that begin in March have the day that some lack at their end.
+    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let days = 365 * year + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 + day - 719_469;
+    let seconds = days * 86_400 + part(11..13)? * 3_600 + part(14..16)? * 60 + part(17..19)?;
+    Some(seconds * 1_000_000_000 + part(20..26)? * 1_000)
+}
+
+#[test]
+fn times_of_dbt_are_understood() {
+    assert_eq!(nanoseconds("1970-01-01T00:00:00.000001Z"), Some(1_000));
+    assert_eq!(nanoseconds("2024-02-29T12:30:01.500000Z"), Some(1_709_209_801_500_000_000));
 }
 
 /// Every statement that dbt logs, and no other.

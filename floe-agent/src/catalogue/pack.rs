@@ -611,7 +611,7 @@ impl Reader<'_> {
             let run =
                 self.maybe_template(link.run.as_ref(), "the run of a link", scope, std::slice::from_ref(&value))?;
             let each = link.each.as_ref().map(|each| each.value.clone());
-            links.push(LinkRule { each, run, keys });
+            links.push(LinkRule { each, run, keys, unseen: link.unseen });
         }
         Ok(links)
     }

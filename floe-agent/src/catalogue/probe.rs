@@ -156,6 +156,8 @@ pub struct LinkRule {
     pub run: Option<Template>,
     /// The key: the first of these whose attributes are all there.
     pub keys: Vec<Template>,
+    /// Without `run`: the span is there also if it was not seen here.
+    pub unseen: bool,
 }
 
 /// The part of a span in a trace.

@@ -219,6 +219,9 @@ pub(super) struct LinkYaml {
     /// A template for the key of the other span, or several: the first whose attributes are all there.
     #[schemars(with = "Templates")]
     pub(super) key: Spanned<Templates>,
+    /// Without `run`: the span is there also if this agent has not seen it.
+    #[serde(default)]
+    pub(super) unseen: bool,
 }
 
 #[derive(Deserialize, JsonSchema)]

@@ -37,8 +37,11 @@ probes:
       run: "{_run}"
       key: "step/{step}"
       role: command
-      links: [{each: _upstream, run: "{_upstream_run}", key: "step/{value}"}]
-    attributes: {_run: arg0, step: arg1, _upstream: arg2, _upstream_run: arg3}
+      links:
+        - {each: _upstream, run: "{_upstream_run}", key: "step/{value}"}
+        - {each: _waits_for, key: ["step/{value}/{_retries.{value}}", "step/{value}"], unseen: true}
+        - {each: _maybe, key: "step/{value}"}
+    attributes: {_run: arg0, step: arg1, _upstream: arg2, _upstream_run: arg3, _waits_for: arg4, _maybe: arg4, _retries: dict(arg5)}
   - name: block
     target: m:block
     span: {name: floe.block, exported_as: "{_name}"}
@@ -270,6 +273,27 @@ fn a_link_leads_to_the_run_that_made_what_was_loaded() {
     assert_eq!(link.trace_id(), ids::trace_id(R1));
     assert_eq!(link.span_id(), ids::span_id(ids::trace_id(R1), "step/a", 0));
     assert_eq!(trace(&span), ids::trace_id(R2));
+}
+
+#[test]
+fn a_link_leads_to_what_another_agent_sees_if_that_is_sure_to_be_there() {
+    let mut w = world();
+    let names = |names: &[&str]| Value::List(names.iter().map(|name| s(name)).collect());
+    let lists = Value::List(vec![names(&["a", "b"]), names(&["a"])]);
+    let retries = Value::Map(vec![("b".into(), Value::Int(2))]);
+    let values = [
+        ("_run", s(R1)),
+        ("step", s("c")),
+        ("_waits_for", lists),
+        ("_maybe", names(&["d"])),
+        ("_retries", retries),
+    ];
+    let step = w.enter(MAIN, STEP, 0, &values);
+    w.leave(MAIN, STEP, step, &[]);
+    let spans = all(&mut w);
+    let trace = ids::trace_id(R1);
+    let links: Vec<_> = spans[0].links.iter().map(|link| link.span_context.span_id()).collect();
+    assert_eq!(links, [ids::span_id(trace, "step/a", 0), ids::span_id(trace, "step/b/2", 0)]);
 }
 
 #[test]

@@ -108,7 +108,7 @@ impl Core {
     /// The spans that links lead to.
     pub(super) fn linked(&mut self, trace: &Arc<Trace>, links: &[LinkRule], values: &Values) -> Vec<(TraceId, SpanId)> {
         let mut targets = Vec::new();
-        for LinkRule { each, run, keys } in links {
+        for LinkRule { each, run, keys, unseen } in links {
             let items = match each {
                 Some(name) => values.texts(name),
                 None => vec![String::new()],
@@ -121,9 +121,11 @@ impl Core {
                 };
                 // A span of another agent, or one that is long over, is not known here, but its id is.
                 let there = run.as_ref().map(|run| self.traces.run(run));
-                let known = self.keys.get(there.as_ref().unwrap_or(trace).number(), &key);
-                let span = known.or_else(|| there.as_ref().map(|there| ids::span_id(there.id(), &key, 0)));
-                targets.extend(span.map(|span| (there.as_ref().unwrap_or(trace).id(), span)));
+                let computed = there.is_some() || (*unseen && !trace.is_open());
+                let there = there.as_ref().unwrap_or(trace);
+                let known = self.keys.get(there.number(), &key);
+                let span = known.or_else(|| computed.then(|| ids::span_id(there.id(), &key, 0)));
+                targets.extend(span.map(|span| (there.id(), span)));
             }
         }
         targets

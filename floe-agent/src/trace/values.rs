@@ -207,10 +207,22 @@ pub(super) fn attribute_value(value: event::Value) -> Option<Value> {
         event::Value::Float(float) => Value::from(float.to_string()),
         event::Value::Bool(bool) => Value::Bool(bool),
         event::Value::List(items) => {
-            Value::Array(array(&items.into_iter().filter_map(attribute_value).collect::<Vec<_>>()))
+            let mut flat = Vec::new();
+            flatten(items, &mut flat);
+            Value::Array(array(&flat.into_iter().filter_map(attribute_value).collect::<Vec<_>>()))
         }
         event::Value::None | event::Value::Map(_) => return None,
     })
+}
+
+/// The items of a list and those of the lists in it: attributes know no lists of lists.
+fn flatten(items: Vec<event::Value>, flat: &mut Vec<event::Value>) {
+    for item in items {
+        match item {
+            event::Value::List(items) => flatten(items, flat),
+            item => flat.push(item),
+        }
+    }
 }
 
 /// Values of one type; texts, if they are not.
