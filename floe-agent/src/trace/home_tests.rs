@@ -281,13 +281,8 @@ fn a_link_leads_to_what_another_agent_sees_if_that_is_sure_to_be_there() {
     let names = |names: &[&str]| Value::List(names.iter().map(|name| s(name)).collect());
     let lists = Value::List(vec![names(&["a", "b"]), names(&["a"])]);
     let retries = Value::Map(vec![("b".into(), Value::Int(2))]);
-    let values = [
-        ("_run", s(R1)),
-        ("step", s("c")),
-        ("_waits_for", lists),
-        ("_maybe", names(&["d"])),
-        ("_retries", retries),
-    ];
+    let values =
+        [("_run", s(R1)), ("step", s("c")), ("_waits_for", lists), ("_maybe", names(&["d"])), ("_retries", retries)];
     let step = w.enter(MAIN, STEP, 0, &values);
     w.leave(MAIN, STEP, step, &[]);
     let spans = all(&mut w);
