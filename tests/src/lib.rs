@@ -26,7 +26,7 @@ pub use copy::Copy;
 pub use fixture::{fixture, programs};
 pub use interpreter::{Interpreter, environments, for_each, interpreters, one_of, refused};
 pub use jaeger::{Jaeger, JaegerSpan};
-pub use node::Node;
+pub use node::{Node, join_group};
 pub use run::{Finished, Run, Running};
 pub use skip::{can_trace, say, skip};
 pub use span::{Event, Log, Span, Status};

@@ -123,6 +123,25 @@ impl Node {
         counted.by_process.get(&pid).copied().unwrap_or_default()
     }
 
+    /// Its open files by what they are, when they stay the same: probes are closed by threads of their own, after the kernel has
+    /// waited for whoever runs in them. Panics if they do not become as expected.
+    #[track_caller]
+    pub fn settled_files(&mut self, expected: Option<&BTreeMap<String, usize>>) -> BTreeMap<String, usize> {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let mut last = BTreeMap::new();
+        let mut same = 0;
+        loop {
+            let now = open_files(self.tracing.agent.pid());
+            same = if now == last { same + 1 } else { 0 };
+            if same >= SETTLED && expected.is_none_or(|expected| *expected == now) {
+                return now;
+            }
+            assert!(!self.tracing.agent.has_ended() && Instant::now() < deadline, "open are {now:?}, not {expected:?}");
+            last = now;
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+
     /// Ends it.
     #[track_caller]
     pub fn stop(self) -> Outcome {
@@ -133,6 +152,32 @@ impl Node {
     }
 }
 
+/// So many looks, a tenth of a second apart, must see the same files.
+const SETTLED: u32 = 10;
+
+fn open_files(pid: u32) -> BTreeMap<String, usize> {
+    let mut files = BTreeMap::new();
+    for file in fs::read_dir(format!("/proc/{pid}/fd")).expect("it runs").flatten() {
+        if let Ok(target) = fs::read_link(file.path()) {
+            let name = target.to_string_lossy();
+            // Each connection has another number.
+            let name = if name.starts_with("socket:") { "socket" } else { &name };
+            *files.entry(name.to_owned()).or_default() += 1;
+        }
+    }
+    files
+}
+
 fn config_file(folder: &Path) -> PathBuf {
     folder.join("node.yaml")
+}
+
+/// Lines of a shell that put it into a control group, so and so far below the root of version 2, which is mounted in a folder
+/// for this moment. The mount must be its own.
+pub fn join_group(folder: &Path, group: &str) -> String {
+    let root = folder.join("groups");
+    let root = root.display();
+    format!(
+        "mkdir {root}; mount -t cgroup2 none {root}; mkdir -p {root}/{group}; echo $$ > {root}/{group}/cgroup.procs; umount {root}; "
+    )
 }
