@@ -91,8 +91,8 @@ pub enum Request {
     Release(Pid),
     /// Take all probes away. Answers how long it took.
     Pause(mpsc::Sender<Duration>),
-    /// Put them back.
-    Resume,
+    /// Put them back, when they are all gone. Tells when that is done.
+    Resume(mpsc::Sender<()>),
     /// Take load off: 0 (none) to 3.
     Shed(u8),
     /// Tell how things stand.

@@ -96,6 +96,8 @@ struct Node {
     attach: mpsc::Sender<Request>,
     switch: Switch,
     paused: bool,
+    /// Told when tracing goes on.
+    resumed: Option<mpsc::Receiver<()>>,
     governor: Governor,
     since: Instant,
 }
@@ -134,6 +136,7 @@ impl Node {
             attach,
             switch,
             paused,
+            resumed: None,
             governor: Governor::new(settings.budget, now),
             since: Instant::now(),
             observer,
@@ -178,10 +181,16 @@ impl Node {
     /// Stops or starts tracing as the switch says.
     fn apply_switch(&mut self) {
         let off = self.switch.is_off();
+        if self.resumed.as_ref().is_some_and(|resumed| resumed.try_recv().is_ok()) {
+            self.resumed = None;
+            self.discovery.order(Order::Scan);
+            eprintln!("floe-agent: tracing goes on");
+        }
         if off == std::mem::replace(&mut self.paused, off) {
             return;
         }
         if off {
+            self.resumed = None;
             let (reply, answer) = mpsc::channel();
             let _ = self.attach.send(Request::Pause(reply));
             if let Ok(took) = answer.recv_timeout(Duration::from_secs(5)) {
@@ -190,9 +199,9 @@ impl Node {
                 tracing::error!("the thread that answers processes did not say that tracing is stopped");
             }
         } else {
-            let _ = self.attach.send(Request::Resume);
-            self.discovery.order(Order::Scan);
-            eprintln!("floe-agent: tracing goes on");
+            let (told, resumed) = mpsc::channel();
+            let _ = self.attach.send(Request::Resume(told));
+            self.resumed = Some(resumed);
         }
     }
 
