@@ -27,7 +27,7 @@ use crate::{
     process::{
         container, identity,
         launch::{Executable, Launch},
-        run_id::{self, RunSources},
+        run_id::{self, Words},
     },
     python::{
         exception,
@@ -390,7 +390,7 @@ impl Attacher {
         self.kernel.set_process(pid, info).map_err(kernel_error)?;
         let version = interpreter.version();
         // Sent before the first function is armed, so that it arrives before the first event.
-        let mut known = facts(pid, epoch, &version, &self.options.run_sources);
+        let mut known = facts(pid, epoch, &version, &self.options);
         known.attributes.extend(match &self.options.select {
             Some(select) => select.attributes(pid),
             None => container::attributes(pid),
@@ -452,12 +452,18 @@ fn is_imported(modules: &Resolver<'_>, name: &str) -> bool {
 const MAX_CONTEXT_FILE: u64 = 4 << 20;
 
 /// What `/proc` tells of a process.
-fn facts(pid: Pid, epoch: Epoch, version: &str, sources: &RunSources) -> ProcessFacts {
+fn facts(pid: Pid, epoch: Epoch, version: &str, options: &Options) -> ProcessFacts {
     let arguments = identity::cmdline(pid).unwrap_or_default();
     let environ = identity::Environ::read(pid).unwrap_or_default();
+    let words = Words {
+        arguments: &arguments,
+        environ: &environ,
+        pod_run: &|| options.select.as_ref()?.dagster_run(pid),
+        read: &|path| identity::file(pid, path, MAX_CONTEXT_FILE).ok(),
+    };
     let mut facts = ProcessFacts {
         parent_pid: identity::Stat::read(pid).ok().map(|stat| stat.parent),
-        run: run_id::find(sources, &arguments, &environ, |path| identity::file(pid, path, MAX_CONTEXT_FILE).ok()),
+        run: run_id::find(&options.run_sources, &words),
         command_line: arguments.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
         executable: identity::exe(pid).ok().map(|path| path.to_string_lossy().into_owned()),
         python_version: Some(version.to_owned()),

@@ -57,6 +57,8 @@ pub trait Select: Send + Sync + std::fmt::Debug {
     fn judge(&self, pid: Pid) -> Judgement;
     /// Resource attributes that tell where a process runs.
     fn attributes(&self, pid: Pid) -> Vec<KeyValue>;
+    /// The Dagster run that the labels of its pod name.
+    fn dagster_run(&self, pid: Pid) -> Option<String>;
 }
 
 /// What [`Select`] says of a process.
