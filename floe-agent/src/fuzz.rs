@@ -123,7 +123,13 @@ fn process(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     let words: Vec<OsString> = bytes.split(|&byte| byte == 0).map(|word| OsString::from_vec(word.to_vec())).collect();
     let environ = identity::Environ::from_bytes(bytes.to_vec());
-    let _ = run_id::find(&run_id::RunSources::default(), &words, &environ, |_| Some(bytes.to_vec()));
+    let known = run_id::Words {
+        arguments: &words,
+        environ: &environ,
+        pod_run: &|| Some(text.clone().into_owned()),
+        read: &|_| Some(bytes.to_vec()),
+    };
+    let _ = run_id::find(&run_id::RunSources::default(), &known);
     let _ = (run_id::parse_traceparent(&text, Some(&text)), run_id::run_id_in(bytes));
     let _ = (identity::Stat::parse(bytes, 100), identity::Status::parse(&text));
     let _ = (maps::parse(bytes), Container::parse(&text), program::Program::parse(&words));

@@ -272,7 +272,7 @@ impl Outcome {
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "  {} spans of {}", self.spans.len(), self.finished)?;
-        if let Some(Stats { counters, processes }) = &self.stats {
+        if let Some(Stats { counters, processes, .. }) = &self.stats {
             let counters: BTreeMap<_, _> = counters.iter().filter(|(_, value)| **value > 0).collect();
             write!(f, "\n  counters: {counters:?}\n  processes: {}", Value::from(processes.clone()))?;
         }
@@ -287,6 +287,8 @@ pub struct Stats {
     pub counters: BTreeMap<String, u64>,
     /// The processes that the agent looked at.
     pub processes: Vec<Value>,
+    /// Longest time to an answer to a waiting process, in microseconds.
+    pub slowest_answer_us: u64,
 }
 
 impl Stats {
@@ -298,6 +300,7 @@ impl Stats {
         Self {
             counters: counters.iter().map(|(name, value)| (name.clone(), number(value))).collect(),
             processes: value["processes"].as_array().cloned().unwrap_or_default(),
+            slowest_answer_us: number(&value["slowest_answer_us"]),
         }
     }
 

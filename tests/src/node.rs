@@ -93,12 +93,19 @@ impl Node {
         (status, body.to_owned())
     }
 
-    /// The value of a metric.
+    /// The value of a metric. On a busy machine the agent may take longer than it lets somebody wait who asks for metrics: then it is
+    /// asked again.
     #[track_caller]
     pub fn metric(&self, name: &str) -> f64 {
-        let (status, text) = self.get("/metrics");
-        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
-        value.unwrap_or_else(|| panic!("there is no metric {name} (status {status}):\n{text}"))
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let (status, text) = self.get("/metrics");
+            if status == 503 && Instant::now() < deadline {
+                continue;
+            }
+            let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
+            return value.unwrap_or_else(|| panic!("there is no metric {name} (status {status}):\n{text}"));
+        }
     }
 
     /// Waits for something; panics if it does not come about.
@@ -123,6 +130,25 @@ impl Node {
         counted.by_process.get(&pid).copied().unwrap_or_default()
     }
 
+    /// Its open files by what they are, when they stay the same: probes are closed by threads of their own, after the kernel has
+    /// waited for whoever runs in them. Panics if they do not become as expected.
+    #[track_caller]
+    pub fn settled_files(&mut self, expected: Option<&BTreeMap<String, usize>>) -> BTreeMap<String, usize> {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let mut last = BTreeMap::new();
+        let mut same = 0;
+        loop {
+            let now = open_files(self.tracing.agent.pid());
+            same = if now == last { same + 1 } else { 0 };
+            if same >= SETTLED && expected.is_none_or(|expected| is_as(expected, &now)) {
+                return now;
+            }
+            assert!(!self.tracing.agent.has_ended() && Instant::now() < deadline, "open are {now:?}, not {expected:?}");
+            last = now;
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+
     /// Ends it.
     #[track_caller]
     pub fn stop(self) -> Outcome {
@@ -133,6 +159,44 @@ impl Node {
     }
 }
 
+/// So many looks, a tenth of a second apart, must see the same files.
+const SETTLED: u32 = 10;
+
+/// Whether the same files are open. Other Python processes of the machine may have brought interpreter files, with a link for a
+/// file that is held open at most.
+fn is_as(expected: &BTreeMap<String, usize>, now: &BTreeMap<String, usize>) -> bool {
+    let is_new = |name: &str| name.starts_with('/') && !expected.contains_key(name);
+    let new: usize = now.iter().filter(|(name, _)| is_new(name)).map(|(_, count)| count).sum();
+    let count = |files: &BTreeMap<String, usize>, name: &str| files.get(name).copied().unwrap_or(0);
+    expected.keys().chain(now.keys()).filter(|name| !is_new(name)).all(|name| {
+        let (before, now) = (count(expected, name), count(now, name));
+        if name == "anon_inode:bpf_link" { (before..=before + new).contains(&now) } else { now == before }
+    })
+}
+
+fn open_files(pid: u32) -> BTreeMap<String, usize> {
+    let mut files = BTreeMap::new();
+    for file in fs::read_dir(format!("/proc/{pid}/fd")).expect("it runs").flatten() {
+        if let Ok(target) = fs::read_link(file.path()) {
+            let name = target.to_string_lossy();
+            // Each connection has another number.
+            let name = if name.starts_with("socket:") { "socket" } else { &name };
+            *files.entry(name.to_owned()).or_default() += 1;
+        }
+    }
+    files
+}
+
 fn config_file(folder: &Path) -> PathBuf {
     folder.join("node.yaml")
+}
+
+/// Lines of a shell that put it into a control group, so and so far below the root of version 2, which is mounted in a folder
+/// for this moment. The mount must be its own.
+pub fn join_group(folder: &Path, group: &str) -> String {
+    let root = folder.join("groups");
+    let root = root.display();
+    format!(
+        "mkdir {root}; mount -t cgroup2 none {root}; mkdir -p {root}/{group}; echo $$ > {root}/{group}/cgroup.procs; umount {root}; "
+    )
 }

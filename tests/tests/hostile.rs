@@ -1,6 +1,15 @@
 //! Processes that look like CPython and are not, or are and lie: nothing is written to them, and the agent goes on.
 
-use std::fs;
+use std::{
+    fs::{self, OpenOptions},
+    os::unix::fs::FileExt as _,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+};
 
 use floe_tests::{Agent, Copy, Run, can_trace, for_each, interpreters, one_of, program, say, skip};
 use rustix::process::Signal;
@@ -117,4 +126,111 @@ fn a_program_with_all_names_of_an_interpreter_and_nothing_behind_them_is_refused
     // None of them kept the agent from what is Python.
     assert_eq!(outcome.named("work").count(), 20, "{outcome}");
     assert_eq!(outcome.spans.len(), 20, "{outcome}");
+}
+
+/// Writes to words of a file, each in turn one of its values, until it is dropped.
+struct Changer {
+    done: Arc<AtomicBool>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Changer {
+    fn start(path: &Path, changes: Vec<(u64, Vec<u64>)>) -> Self {
+        let file = OpenOptions::new().write(true).open(path).expect("it is ours");
+        let done = Arc::new(AtomicBool::new(false));
+        let stop = done.clone();
+        let thread = thread::spawn(move || {
+            let mut turn = 0;
+            while !stop.load(Ordering::Relaxed) {
+                for (at, values) in changes.iter().filter(|(_, values)| !values.is_empty()) {
+                    let value = values[(turn + *at as usize / 8) % values.len()];
+                    file.write_all_at(&value.to_le_bytes(), *at).expect("it can be written");
+                }
+                turn += 1;
+            }
+        });
+        Self { done, thread: Some(thread) }
+    }
+}
+
+impl Drop for Changer {
+    fn drop(&mut self) {
+        self.done.store(true, Ordering::Relaxed);
+        let ended = self.thread.take().map(thread::JoinHandle::join);
+        assert!(thread::panicking() || ended.is_some_and(|ended| ended.is_ok()), "the file could not be changed");
+    }
+}
+
+/// What the program says may be changed: offset and values.
+fn changes(said: &str) -> Vec<(u64, Vec<u64>)> {
+    let line = said.lines().next().unwrap_or_default();
+    serde_json::from_str(line).unwrap_or_else(|error| panic!("no changes: {error}: {line}"))
+}
+
+#[test]
+fn forged_objects_are_not_written_to_also_if_they_change_while_they_are_read() {
+    const ROUNDS: usize = 2;
+    const FORGED: [&str; 18] = [
+        "foreign",
+        "codeless",
+        "wild",
+        "untyped",
+        "null",
+        "itself",
+        "long",
+        "copied",
+        "Endless.method",
+        "Flagged.method",
+        "Circular.method",
+        "Changing.method",
+        "changing0",
+        "changing1",
+        "changing2",
+        "changing3",
+        "changing4",
+        "changing5",
+    ];
+    let Some(_alone) = can_trace() else { return };
+    for_each(interpreters(), |interpreter| {
+        let file = tempfile::NamedTempFile::new().expect("a temporary file can be made");
+        let mut running = interpreter.program("hostile.py").arg(file.path()).start_ready();
+        let changer = Changer::start(file.path(), changes(&running.output()));
+        // Spans are watched as they come: none is to wait for its run to be known.
+        let mut agent = agent().option("--set").option("correlation.hold=0");
+        agent = agent.probe("hostile_itself:work").probe("hostile_huge:work");
+        for name in FORGED {
+            agent = agent.probe(&format!("hostile_target:{name}"));
+        }
+        let mut slowest = 0;
+        for _ in 0..ROUNDS {
+            let mut tracing = agent.attach(running.pid());
+            // None of them keeps the agent from the honest one.
+            while tracing.spans().iter().filter(|span| span.name == "work").count() < 3 {
+                tracing.wait_for_spans(tracing.spans().len() + 1);
+            }
+            tracing.agent.signal(Signal::INT);
+            let outcome = tracing.wait();
+            outcome.finished.expect(0);
+            slowest = slowest.max(outcome.stats().slowest_answer_us);
+        }
+        say(&format!("hostile: {interpreter}: no answer took longer than {slowest} µs"));
+        drop(changer);
+        running.close_input();
+        let out = running.wait().expect(0);
+        assert_eq!(out.lines().last(), Some("[]"), "these words of the forged objects were written to");
+    });
+}
+
+#[test]
+fn a_process_whose_list_of_interpreters_has_no_end_is_refused_and_not_written_to() {
+    let Some(_alone) = can_trace() else { return };
+    for_each(interpreters(), |interpreter| {
+        let mut running = interpreter.program("ring.py").start_ready();
+        let refused = Run::new(Agent::binary()).args(["attach", &running.pid().to_string()]).run();
+        refused.expect(2);
+        // Before 3.11 no file says which of the tables is the right one: the refusal may be another one's.
+        assert!(refused.err().contains("cyclic") || interpreter.minor < 11, "{refused}");
+        running.close_input();
+        assert_eq!(running.wait().expect(0).lines().last(), Some("untouched"), "{refused}");
+    });
 }

@@ -1,7 +1,8 @@
 //! `cargo xtask deploy`: what is in `deploy/` as far as it can be checked without a cluster.
 //!
 //! The chart is rendered by Helm's own engine (`xtask/chart`, a Go program) with several sets of values; every object must be
-//! one of the Kubernetes API; the plain manifests must be what comes of the chart's own values. Scripts go through shellcheck.
+//! one of the Kubernetes API; the plain manifests must be what comes of the chart's own values. Scripts go through shellcheck, the
+//! unit through `systemd-analyze verify` where that is.
 
 use std::fs;
 use std::path::Path;
@@ -11,11 +12,12 @@ use anyhow::{Context as _, Result, bail};
 use clap::Args;
 
 use crate::jaeger::{self, CHART};
-use crate::progress::Progress;
+use crate::progress::{Progress, note};
 use crate::setup::{Installer, in_path};
-use crate::workspace;
+use crate::{target, workspace};
 
 const PLAIN: &str = "deploy/kubernetes/floe-agent.yaml";
+const UNIT: &str = "deploy/floe-agent.service";
 /// What stands before the rendered objects in the plain manifests.
 const HEAD: &str = "\
 # floe-agent without Helm: what the chart makes of its own values. `cargo xtask deploy --write` makes this file.
@@ -26,7 +28,8 @@ metadata:
   name: observability
 ";
 /// Values with which the chart must be right as well.
-const VARIANTS: [&str; 4] = [
+const VARIANTS: [&str; 5] = [
+    "{config: {kubernetes: {watch_pods: false}}, seccompProfile: {type: Localhost, localhostProfile: floe-agent.json}}",
     "metrics: {serviceMonitor: {enabled: true, labels: {release: prometheus}}}",
     "{killSwitchHostPath: '', serviceAccount: {create: false}, metrics: {service: {enabled: false}}, fullnameOverride: other}",
     "{podAnnotations: {a: b}, podLabels: {c: d}, priorityClassName: system-node-critical, imagePullSecrets: [{name: registry}],
@@ -61,7 +64,28 @@ pub fn run(progress: &Progress, options: &Options) -> Result<()> {
     if in_path("shellcheck").is_none() {
         progress.exclusively(|| Installer::new(progress, false).apt(&["shellcheck"]))?;
     }
-    progress.run("shellcheck", Command::new("shellcheck").args(SCRIPTS).current_dir(workspace()))
+    progress.run("shellcheck", Command::new("shellcheck").args(SCRIPTS).current_dir(workspace()))?;
+    unit(progress)
+}
+
+/// What systemd says of the unit, in which a program that is here stands for the agent. Keys that it does not know are a warning to
+/// it, and a mistake here.
+fn unit(progress: &Progress) -> Result<()> {
+    if in_path("systemd-analyze").is_none() {
+        note("systemd unit: not checked, there is no systemd-analyze");
+        return Ok(());
+    }
+    let text = fs::read_to_string(workspace().join(UNIT)).with_context(|| format!("cannot read {UNIT}"))?;
+    let name = Path::new(UNIT).file_name().context("it has a name")?;
+    let copy = target().join("xtask").join(name);
+    fs::write(&copy, text.replace("/usr/local/bin/floe-agent", "/bin/true")).context("cannot copy the unit")?;
+    let output = Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&copy).output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    if !output.status.success() || !said.trim().is_empty() {
+        bail!("systemd does not like {UNIT}: {}", said.trim());
+    }
+    progress.ready("systemd unit", "verified");
+    Ok(())
 }
 
 /// The chart's objects with these values.

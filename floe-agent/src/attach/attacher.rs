@@ -27,7 +27,7 @@ use crate::{
     process::{
         container, identity,
         launch::{Executable, Launch},
-        run_id,
+        run_id::{self, Words},
     },
     python::{
         exception,
@@ -74,6 +74,8 @@ pub(super) struct Attacher {
     leaving: HashSet<Pid>,
     /// All probes are taken away for now.
     paused: bool,
+    /// They are to be put back as soon as that can be done; who is told then.
+    resuming: Option<mpsc::Sender<()>>,
     /// How much load is shed, 0 to 3.
     shedding: u8,
     /// Packs whose version was reported, per process.
@@ -130,6 +132,7 @@ impl Attacher {
             retried: HashSet::new(),
             leaving: HashSet::new(),
             paused: false,
+            resuming: None,
             shedding: 0,
             reported: HashSet::new(),
             report: Report::default(),
@@ -153,6 +156,7 @@ impl Attacher {
             }
             self.look_for_libraries();
             self.look_for_latecomers();
+            self.resume_if_due();
             loop {
                 match inbox.try_recv() {
                     Ok(Request::Stop) | Err(mpsc::TryRecvError::Disconnected) => {
@@ -193,7 +197,7 @@ impl Attacher {
                 let _ = reply.send(self.selected());
             }
             Request::Release(pid) => self.release(pid),
-            Request::Resume => self.resume(),
+            Request::Resume(told) => self.resuming = self.paused.then_some(told),
             Request::Shed(level) => self.shed(level),
             Request::Snapshot(reply) => {
                 let _ = reply.send(self.snapshot());
@@ -431,10 +435,15 @@ impl Attacher {
     fn facts(&self, pid: Pid, epoch: Epoch, python_version: Option<String>) -> ProcessFacts {
         let arguments = identity::cmdline(pid).unwrap_or_default();
         let environ = identity::Environ::read(pid).unwrap_or_default();
-        let context_file = |path: &str| identity::file(pid, path, MAX_CONTEXT_FILE).ok();
+        let words = Words {
+            arguments: &arguments,
+            environ: &environ,
+            pod_run: &|| self.options.select.as_ref()?.dagster_run(pid),
+            read: &|path| identity::file(pid, path, MAX_CONTEXT_FILE).ok(),
+        };
         let mut facts = ProcessFacts {
             parent_pid: identity::Stat::read(pid).ok().map(|stat| stat.parent),
-            run: run_id::find(&self.options.run_sources, &arguments, &environ, context_file),
+            run: run_id::find(&self.options.run_sources, &words),
             command_line: arguments.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
             executable: identity::exe(pid).ok().map(|path| path.to_string_lossy().into_owned()),
             python_version,

@@ -60,6 +60,8 @@ pub trait Select: Send + Sync + std::fmt::Debug {
     fn judge(&self, pid: Pid) -> Judgement;
     /// Resource attributes that tell where a process runs.
     fn attributes(&self, pid: Pid) -> Vec<KeyValue>;
+    /// The Dagster run that the labels of its pod name.
+    fn dagster_run(&self, pid: Pid) -> Option<String>;
 }
 
 /// What [`Select`] says of a process.
@@ -94,8 +96,8 @@ pub enum Request {
     Release(Pid),
     /// Take all probes away. Answers how long it took.
     Pause(mpsc::Sender<Duration>),
-    /// Put them back.
-    Resume,
+    /// Put them back, when they are all gone. Tells when that is done.
+    Resume(mpsc::Sender<()>),
     /// Take load off: 0 (none) to 3.
     Shed(u8),
     /// Tell how things stand.

@@ -17,9 +17,10 @@ use crate::{
         budget::{Governor, Usage},
         discovery::{self, DiscoveryThread, Order},
         http,
+        kubernetes::{self, Api, KnownPods},
         metrics::Observer,
         privileges,
-        rules::NoPods,
+        rules::{NoPods, Pods},
         selector::Selector,
         settings::{Listen, NodeSettings},
         switch::Switch,
@@ -63,16 +64,26 @@ pub(super) fn run(options: &TraceOptions, node: &RunOptions) -> Result<u8> {
         tracing::info!("capabilities: {}", left.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "));
     }
     super::raise_file_limit();
-    let selector = Arc::new(Selector::new(settings.discovery.clone(), Arc::new(NoPods))?);
-    for rule in settings.discovery.instrument.iter().chain(&settings.discovery.exclude_instrument) {
-        if rule.needs_api() {
-            tracing::warn!(
-                "a rule asks for labels or annotations of pods: the Kubernetes API is not read, so it never holds"
+    let api = Api::find(&settings.kubernetes, |name| std::env::var(name).ok().filter(|value| !value.is_empty()))?;
+    let known = api.as_ref().ok().map(|_| Arc::new(KnownPods::default()));
+    let pods: Arc<dyn Pods> = match &known {
+        Some(known) => known.clone(),
+        None => Arc::new(NoPods),
+    };
+    let selector = Arc::new(Selector::new(settings.discovery.clone(), &settings.kubernetes, pods)?);
+    if let Err(why) = &api {
+        tracing::info!("the Kubernetes API is not read: {why}");
+        if selector.rules().ask_for_pods() {
+            eprintln!(
+                "floe-agent: a rule asks for labels or annotations of pods, and never holds: the Kubernetes API is not read ({why})"
             );
         }
     }
     let session = Session::start_with(options, &config, Some(selector.clone()))?;
-    match Node::start(&session, node, settings, selector) {
+    if let (Ok(api), Some(pods)) = (api, known.clone()) {
+        session.runtime().spawn(kubernetes::watch(api, pods));
+    }
+    match Node::start(&session, node, settings, selector, known) {
         Ok(node) => {
             let watched = session.runtime().block_on(node.watch());
             session.finish()?;
@@ -96,6 +107,8 @@ struct Node {
     attach: mpsc::Sender<Request>,
     switch: Switch,
     paused: bool,
+    /// Told when tracing goes on.
+    resumed: Option<mpsc::Receiver<()>>,
     governor: Governor,
     since: Instant,
 }
@@ -105,8 +118,14 @@ fn modified(path: &Path) -> Option<SystemTime> {
 }
 
 impl Node {
-    fn start(session: &Session, options: &RunOptions, settings: NodeSettings, selector: Arc<Selector>) -> Result<Self> {
-        let observer = session.observer();
+    fn start(
+        session: &Session,
+        options: &RunOptions,
+        settings: NodeSettings,
+        selector: Arc<Selector>,
+        pods: Option<Arc<KnownPods>>,
+    ) -> Result<Self> {
+        let observer = Observer { pods, ..session.observer() };
         if let Listen::At(address) = settings.internal_metrics.listen {
             let listener = session.runtime().block_on(http::bind(address))?;
             eprintln!("floe-agent: metrics at http://{}/metrics", listener.local_addr()?);
@@ -134,6 +153,7 @@ impl Node {
             attach,
             switch,
             paused,
+            resumed: None,
             governor: Governor::new(settings.budget, now),
             since: Instant::now(),
             observer,
@@ -178,10 +198,16 @@ impl Node {
     /// Stops or starts tracing as the switch says.
     fn apply_switch(&mut self) {
         let off = self.switch.is_off();
+        if self.resumed.as_ref().is_some_and(|resumed| resumed.try_recv().is_ok()) {
+            self.resumed = None;
+            self.discovery.order(Order::Scan);
+            eprintln!("floe-agent: tracing goes on");
+        }
         if off == std::mem::replace(&mut self.paused, off) {
             return;
         }
         if off {
+            self.resumed = None;
             let (reply, answer) = mpsc::channel();
             let _ = self.attach.send(Request::Pause(reply));
             if let Ok(took) = answer.recv_timeout(Duration::from_secs(5)) {
@@ -190,9 +216,9 @@ impl Node {
                 tracing::error!("the thread that answers processes did not say that tracing is stopped");
             }
         } else {
-            let _ = self.attach.send(Request::Resume);
-            self.discovery.order(Order::Scan);
-            eprintln!("floe-agent: tracing goes on");
+            let (told, resumed) = mpsc::channel();
+            let _ = self.attach.send(Request::Resume(told));
+            self.resumed = Some(resumed);
         }
     }
 
@@ -221,8 +247,13 @@ impl Node {
         }
         self.switch.set_file(settings.kill_switch.file.clone());
         self.governor.set_budget(settings.budget);
-        if settings.internal_metrics != self.settings.internal_metrics {
-            eprintln!("floe-agent: internal_metrics has changed, which takes effect at the next start");
+        for (name, changed) in [
+            ("internal_metrics", settings.internal_metrics != self.settings.internal_metrics),
+            ("kubernetes", settings.kubernetes != self.settings.kubernetes),
+        ] {
+            if changed {
+                eprintln!("floe-agent: {name} has changed, which takes effect at the next start");
+            }
         }
         self.settings = settings;
     }

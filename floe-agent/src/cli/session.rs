@@ -162,6 +162,7 @@ impl Session {
             counters: self.counters.clone(),
             events: self.state.clone(),
             exports: self.pipeline.tallies(),
+            pods: None,
         }
     }
 

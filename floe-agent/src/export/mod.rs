@@ -20,6 +20,8 @@ mod tree;
 
 pub use batch::{log_request, request};
 pub use console::ConsoleOptions;
+#[cfg(test)]
+pub(crate) use otlp::tests as otlp_tests;
 pub use otlp::{Batching, Endpoint, Headers, OtlpTarget, Protocol, TargetError};
 pub use pipeline::{Counted, ExportReport, Finish, Pipeline, QueueBounds, Tallies, Tally};
 pub use redact::{RedactionRules, Redactor, redact_text};

@@ -9,6 +9,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    thread::JoinHandle,
     time::Duration,
 };
 
@@ -198,6 +199,8 @@ pub struct Kernel {
     own_hits: Arc<AtomicU64>,
     attached: BTreeMap<u64, Attachment>,
     next_attachment: u64,
+    /// Threads that detach.
+    detaching: Vec<JoinHandle<()>>,
     paused: bool,
 }
 
@@ -300,6 +303,7 @@ pub fn load(bounds: WaitBounds) -> Result<(Kernel, UrgentReader, EventReader, Co
         ebpf,
         attached: BTreeMap::new(),
         next_attachment: 0,
+        detaching: Vec::new(),
         paused: false,
     };
     kernel.write_settings()?;
@@ -410,27 +414,35 @@ impl Kernel {
             }
         }
         if !taken.is_empty() {
-            // If the thread cannot be started the links are dropped here.
-            let _ = std::thread::Builder::new().name("floe-detach".into()).spawn(move || drop(taken));
+            self.drop_apart(taken);
         }
     }
 
+    /// Drops links in a thread of its own; here, if that cannot be started.
+    fn drop_apart(&mut self, links: impl Send + 'static) {
+        self.detaching.retain(|thread| !thread.is_finished());
+        let thread = std::thread::Builder::new().name("floe-detach".into()).spawn(move || drop(links));
+        self.detaching.extend(thread.ok());
+    }
+
+    /// Whether probes are being detached. Meanwhile the kernel lets nobody attach.
+    pub fn is_detaching(&self) -> bool {
+        self.detaching.iter().any(|thread| !thread.is_finished())
+    }
+
     /// Takes all probes away that are there for all processes, and remembers them. Each is detached by a thread of its own:
-    /// the breakpoint goes at once, but then the kernel waits, and the next one must not wait with it. Gives the threads.
-    pub fn pause(&mut self) -> Vec<std::thread::JoinHandle<()>> {
+    /// the breakpoint goes at once, but then the kernel waits, and the next one must not wait with it.
+    pub fn pause(&mut self) {
         self.paused = true;
         let wanted: Vec<u64> =
             self.attached.iter().filter(|(_, a)| a.thread.is_none() && a.link.is_some()).map(|(&id, _)| id).collect();
-        let mut threads = Vec::new();
         for id in wanted {
             let Some(attachment) = self.attached.get_mut(&id) else { continue };
             let (site, link) = (attachment.site, attachment.link.take());
             if let Some(link) = link.and_then(|link| self.take(site, link)) {
-                let detach = std::thread::Builder::new().name("floe-detach".into()).spawn(move || drop(link));
-                threads.extend(detach.ok());
+                self.drop_apart(link);
             }
         }
-        threads
     }
 
     /// Puts the probes back that [`Self::pause`] took away, the guards first. What cannot be attached again is given up.

@@ -1,5 +1,5 @@
 //! Looking for Python processes that run already, and again at those that did not match when they started: what a process
-//! imports is not in its command line.
+//! imports is not in its command line, and what labels its pod has may be known later than that it runs.
 //!
 //! Only reading is done here; whoever matches is handed to the attach thread.
 
@@ -154,7 +154,7 @@ impl Looker {
             // Its interpreter file is probed, so that its next processes are covered from their start.
             Judgement::NotSelected | Judgement::Excluded => Request::Examine(pid),
         });
-        if judgement == Judgement::NotSelected && self.selector.rules().ask_for_modules() {
+        if judgement == Judgement::NotSelected && self.selector.rules().may_change() {
             self.look_later(pid);
         }
         judgement == Judgement::Selected

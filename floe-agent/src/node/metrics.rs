@@ -18,7 +18,7 @@ use prometheus_client::{
     registry::{Registry, Unit},
 };
 
-use super::usage::ProcessUsage;
+use super::{kubernetes::KnownPods, usage::ProcessUsage};
 use crate::{
     attach::{AnswerTimes, Request, Snapshot},
     export::{Counted, Tallies},
@@ -66,6 +66,8 @@ pub struct Observer {
     pub events: Arc<EventState>,
     /// The outputs.
     pub exports: Tallies,
+    /// The pods of the node, where the Kubernetes API is read.
+    pub pods: Option<Arc<KnownPods>>,
 }
 
 /// Why the agent is not healthy or not ready.
@@ -126,6 +128,7 @@ impl Observer {
             undecodable: self.events.undecodable.load(Ordering::Relaxed),
             exports: self.exports.now(),
             usage: ProcessUsage::now(),
+            pods: self.pods.as_ref().map(|pods| (pods.count(), pods.failures())),
         };
         Ok(sample.text())
     }
@@ -141,6 +144,8 @@ struct Sample {
     /// By output and kind of item.
     exports: Vec<(String, &'static str, Counted)>,
     usage: ProcessUsage,
+    /// Pods that are known, and failed requests.
+    pods: Option<(u64, u64)>,
 }
 
 impl Sample {
@@ -293,6 +298,11 @@ impl Collector for Sample {
         let help = "Spans and log records that were handed to an output, by what became of them.";
         w.counters("exported", help, results)?;
         w.gauges("queue", "Spans and log records that wait for an output.", queues)?;
+
+        if let Some((pods, failures)) = self.pods {
+            w.gauge("pods", "Pods of this node that are known.", pods)?;
+            w.counter("kubernetes_failures", "Requests to the Kubernetes API that failed.", failures)?;
+        }
 
         w.seconds("cpu", "CPU time of the agent.", self.usage.cpu.as_secs_f64())?;
         w.gauge("resident_memory_bytes", "Memory of the agent.", self.usage.memory)?;

@@ -10,7 +10,7 @@ use regex::Regex;
 use serde::Deserialize;
 use thiserror::Error;
 
-use super::{program::Program, users::Users};
+use super::{kubernetes::Pod, program::Program, users::Users};
 use crate::{
     attach::Judgement,
     process::{
@@ -75,7 +75,7 @@ pub enum RuleError {
     )]
     Empty,
     /// Not a glob.
-    #[error("discovery: {key}: `{text}` is not a glob: {why}")]
+    #[error("{key}: `{text}` is not a glob: {why}")]
     Glob {
         /// Where.
         key: &'static str,
@@ -108,23 +108,12 @@ pub struct Candidate<'a> {
     namespace: OnceCell<Option<String>>,
 }
 
-/// What the Kubernetes API says of a pod.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Pod {
-    /// Namespace.
-    pub namespace: String,
-    /// Name.
-    pub name: String,
-    /// Labels.
-    pub labels: BTreeMap<String, String>,
-    /// Annotations.
-    pub annotations: BTreeMap<String, String>,
-}
-
 /// Where pods are looked up.
 pub trait Pods: Send + Sync {
     /// The pod with this uid, if it is known.
     fn pod(&self, uid: &str) -> Option<Arc<Pod>>;
+    /// Whether a pod that is not known yet will be.
+    fn are_watched(&self) -> bool;
 }
 
 /// No Kubernetes API.
@@ -133,6 +122,10 @@ pub struct NoPods;
 impl Pods for NoPods {
     fn pod(&self, _uid: &str) -> Option<Arc<Pod>> {
         None
+    }
+
+    fn are_watched(&self) -> bool {
+        false
     }
 }
 
@@ -187,6 +180,11 @@ impl<'a> Candidate<'a> {
         self.pod.get_or_init(|| self.pods.pod(self.container().pod_uid.as_deref()?)).as_deref()
     }
 
+    /// Whether it is in a pod of which labels and annotations will be known, and are not yet.
+    fn awaits_pod(&self) -> bool {
+        self.pods.are_watched() && self.container().pod_uid.is_some() && self.pod().is_none()
+    }
+
     fn namespace(&self) -> Option<&str> {
         let look_up = || {
             self.pod().map(|pod| pod.namespace.clone()).or_else(|| {
@@ -214,6 +212,11 @@ enum Condition {
 }
 
 impl Condition {
+    /// Whether only the Kubernetes API knows.
+    fn is_of_pod(&self) -> bool {
+        matches!(self, Self::Label(..) | Self::Annotation(..))
+    }
+
     fn holds(&self, candidate: &Candidate<'_>) -> bool {
         match self {
             Self::Exe(glob) => glob.is_match(candidate.exe()),
@@ -238,7 +241,8 @@ impl Condition {
     }
 }
 
-fn glob(key: &'static str, text: &str) -> Result<GlobMatcher, RuleError> {
+/// A glob of the configuration.
+pub(super) fn glob(key: &'static str, text: &str) -> Result<GlobMatcher, RuleError> {
     GlobBuilder::new(text).build().map(|glob| glob.compile_matcher()).map_err(|error| RuleError::Glob {
         key,
         text: text.to_owned(),
@@ -266,11 +270,11 @@ impl Rule {
             all.extend(text.as_ref().map(|text| glob(key, text)).transpose()?.map(condition));
             Ok(())
         };
-        add("exe_path", exe_path, Condition::Exe)?;
-        add("user", user, Condition::User)?;
-        add("cgroup", cgroup, Condition::Cgroup)?;
-        add("container_id", container_id, Condition::ContainerId)?;
-        add("k8s_namespace", k8s_namespace, Condition::Namespace)?;
+        add("discovery: exe_path", exe_path, Condition::Exe)?;
+        add("discovery: user", user, Condition::User)?;
+        add("discovery: cgroup", cgroup, Condition::Cgroup)?;
+        add("discovery: container_id", container_id, Condition::ContainerId)?;
+        add("discovery: k8s_namespace", k8s_namespace, Condition::Namespace)?;
         if let Some(text) = command_line {
             let regex = Regex::new(text).map_err(|error| RuleError::Regex {
                 text: text.clone(),
@@ -279,23 +283,20 @@ impl Rule {
             all.push(Condition::CommandLine(regex));
         }
         for (key, value) in k8s_pod_labels {
-            all.push(Condition::Label(key.clone(), glob("k8s_pod_labels", value)?));
+            all.push(Condition::Label(key.clone(), glob("discovery: k8s_pod_labels", value)?));
         }
         for (key, value) in k8s_pod_annotations {
-            all.push(Condition::Annotation(key.clone(), glob("k8s_pod_annotations", value)?));
+            all.push(Condition::Annotation(key.clone(), glob("discovery: k8s_pod_annotations", value)?));
         }
         if !modules.is_empty() {
-            all.push(Condition::Modules(modules.iter().map(|name| glob("modules", name)).collect::<Result<_, _>>()?));
+            all.push(Condition::Modules(
+                modules.iter().map(|name| glob("discovery: modules", name)).collect::<Result<_, _>>()?,
+            ));
         }
         if all.is_empty() {
             return Err(RuleError::Empty);
         }
         Ok(all)
-    }
-
-    /// Whether it asks what the Kubernetes API alone knows.
-    pub fn needs_api(&self) -> bool {
-        !self.k8s_pod_labels.is_empty() || !self.k8s_pod_annotations.is_empty()
     }
 }
 
@@ -316,9 +317,13 @@ impl Rules {
     /// What they say of a process.
     pub fn judge(&self, candidate: &Candidate<'_>) -> Judgement {
         let holds = |rule: &Vec<Condition>| rule.iter().all(|condition| condition.holds(candidate));
+        // It may turn out to be excluded, so it is not touched before that is known.
+        let may_hold = |rule: &Vec<Condition>| {
+            rule.iter().all(|condition| condition.holds(candidate) || (condition.is_of_pod() && candidate.awaits_pod()))
+        };
         if self.exclude.iter().any(holds) {
             Judgement::Excluded
-        } else if self.instrument.iter().any(holds) {
+        } else if self.instrument.iter().any(holds) && !self.exclude.iter().any(may_hold) {
             Judgement::Selected
         } else {
             Judgement::NotSelected
@@ -328,6 +333,16 @@ impl Rules {
     /// Whether a rule names packages: what a process imports later can change what they say.
     pub fn ask_for_modules(&self) -> bool {
         self.instrument.iter().flatten().any(|condition| matches!(condition, Condition::Modules(_)))
+    }
+
+    /// Whether a rule asks for labels or annotations: the Kubernetes API may tell them later, and others than before.
+    pub fn ask_for_pods(&self) -> bool {
+        self.instrument.iter().chain(&self.exclude).flatten().any(Condition::is_of_pod)
+    }
+
+    /// Whether what they say of a process can change while it runs.
+    pub fn may_change(&self) -> bool {
+        self.ask_for_modules() || self.ask_for_pods()
     }
 }
 
@@ -412,20 +427,31 @@ mod tests {
         struct One;
         impl Pods for One {
             fn pod(&self, uid: &str) -> Option<Arc<Pod>> {
-                assert_eq!(uid, "u");
                 let labels = BTreeMap::from([("app".to_owned(), "etl-nightly".to_owned())]);
-                Some(Arc::new(Pod { namespace: "data".into(), labels, ..Pod::default() }))
+                (uid == "u").then(|| Arc::new(Pod { namespace: "data".into(), labels, ..Pod::default() }))
+            }
+
+            fn are_watched(&self) -> bool {
+                true
             }
         }
         let users = Users::default();
-        let judge = |text: &str| {
+        let judge_in = |uid: &str, instrument: &str, exclude: &str| {
             let mut candidate = Candidate::new(Pid(std::process::id()), &users, &One);
-            candidate.container = OnceCell::from(Container { pod_uid: Some("u".into()), ..Container::default() });
-            rules(text, "").judge(&candidate)
+            candidate.container = OnceCell::from(Container { pod_uid: Some(uid.into()), ..Container::default() });
+            rules(instrument, exclude).judge(&candidate)
         };
+        let judge = |text: &str| judge_in("u", text, "");
         assert_eq!(judge("- k8s_pod_labels: {app: 'etl-*'}\n  k8s_namespace: data"), Judgement::Selected);
         assert_eq!(judge("- k8s_pod_labels: {app: 'web'}"), Judgement::NotSelected);
         assert_eq!(judge("- k8s_pod_annotations: {app: '*'}"), Judgement::NotSelected);
+
+        let (all, web) = ("- exe_path: '*'", "- k8s_pod_labels: {app: 'web'}");
+        assert_eq!(judge_in("u", all, web), Judgement::Selected);
+        assert_eq!(judge_in("u", all, "- k8s_pod_labels: {app: 'etl-*'}"), Judgement::Excluded);
+        assert_eq!(judge_in("new", all, web), Judgement::NotSelected, "it could be one that is excluded");
+        assert_eq!(judge_in("new", all, "- k8s_pod_labels: {app: 'web'}\n  user: nobody"), Judgement::Selected);
+        assert!(rules(all, web).may_change() && !rules(all, "").may_change());
     }
 
     #[test]

@@ -5,10 +5,12 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
+use globset::GlobMatcher;
 use opentelemetry::KeyValue;
 use opentelemetry_semantic_conventions::attribute as semconv;
 
 use super::{
+    kubernetes::{KubernetesSettings, Pod},
     rules::{Candidate, Discovery, Pods, RuleError, Rules},
     users::Users,
 };
@@ -27,7 +29,9 @@ pub struct Selector {
     discovery: Mutex<Discovery>,
     users: Users,
     pods: Arc<dyn Pods>,
-    /// Python processes that did not match when they started. What they import may still select them.
+    /// Labels and annotations that become resource attributes.
+    shown: [Vec<GlobMatcher>; 2],
+    /// Python processes that did not match when they started. What they import, or their pod, may still select them.
     later: Mutex<Vec<Pid>>,
     judged: AtomicU64,
 }
@@ -39,11 +43,12 @@ impl std::fmt::Debug for Selector {
 }
 
 impl Selector {
-    /// With these rules.
-    pub fn new(discovery: Discovery, pods: Arc<dyn Pods>) -> Result<Self, RuleError> {
+    /// With these rules, and the pods as they are known by and by.
+    pub fn new(discovery: Discovery, kubernetes: &KubernetesSettings, pods: Arc<dyn Pods>) -> Result<Self, RuleError> {
         let rules = RwLock::new(Arc::new(Rules::new(&discovery)?));
+        let shown = kubernetes.shown()?;
         let (discovery, later) = (Mutex::new(discovery), Mutex::default());
-        Ok(Self { rules, discovery, users: Users::read(), pods, later, judged: AtomicU64::new(0) })
+        Ok(Self { rules, discovery, users: Users::read(), pods, shown, later, judged: AtomicU64::new(0) })
     }
 
     /// Puts other rules into force; whether they are others. If they cannot be used the old ones stay.
@@ -77,6 +82,10 @@ impl Selector {
         std::mem::take(&mut self.later.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    fn pod(&self, pid: Pid) -> Option<Arc<Pod>> {
+        self.pods.pod(Container::of(pid).pod_uid.as_deref()?)
+    }
+
     /// Processes that were judged.
     pub fn judged(&self) -> u64 {
         self.judged.load(Ordering::Relaxed)
@@ -88,7 +97,7 @@ impl Select for Selector {
         self.judged.fetch_add(1, Ordering::Relaxed);
         let rules = self.rules();
         let judgement = rules.judge(&Candidate::new(pid, &self.users, &*self.pods));
-        if judgement == Judgement::NotSelected && rules.ask_for_modules() {
+        if judgement == Judgement::NotSelected && rules.may_change() {
             let mut later = self.later.lock().unwrap_or_else(PoisonError::into_inner);
             if later.len() < MAX_LATER {
                 later.push(pid);
@@ -98,14 +107,22 @@ impl Select for Selector {
     }
 
     fn attributes(&self, pid: Pid) -> Vec<KeyValue> {
-        let Some(pod) = Container::of(pid).pod_uid.and_then(|uid| self.pods.pod(&uid)) else {
-            return container::attributes(pid);
-        };
         let mut all = container::attributes(pid);
-        all.retain(|known| ![semconv::K8S_NAMESPACE_NAME, semconv::K8S_POD_NAME].contains(&known.key.as_str()));
-        all.push(KeyValue::new(semconv::K8S_NAMESPACE_NAME, pod.namespace.clone()));
-        all.push(KeyValue::new(semconv::K8S_POD_NAME, pod.name.clone()));
+        let Some(pod) = self.pod(pid) else { return all };
+        // The API's word counts more than the pod's.
+        let of_pod = pod.attributes();
+        all.retain(|known| of_pod.iter().all(|attribute| attribute.key != known.key));
+        all.extend(of_pod);
+        let texts = [(semconv::K8S_POD_LABEL, &pod.labels), (semconv::K8S_POD_ANNOTATION, &pod.annotations)];
+        for ((prefix, texts), globs) in texts.into_iter().zip(&self.shown) {
+            let shown = texts.iter().filter(|(key, _)| globs.iter().any(|glob| glob.is_match(key)));
+            all.extend(shown.map(|(key, text)| KeyValue::new(format!("{prefix}.{key}"), text.clone())));
+        }
         all
+    }
+
+    fn dagster_run(&self, pid: Pid) -> Option<String> {
+        self.pod(pid)?.dagster_run().map(str::to_owned)
     }
 }
 
@@ -117,7 +134,7 @@ mod tests {
     #[test]
     fn rules_can_be_replaced_and_bad_ones_leave_the_old_in_force() {
         let own = Pid(std::process::id());
-        let selector = Selector::new(Discovery::default(), Arc::new(NoPods)).unwrap();
+        let selector = Selector::new(Discovery::default(), &KubernetesSettings::default(), Arc::new(NoPods)).unwrap();
         assert_eq!(selector.judge(own), Judgement::NotSelected);
         assert_eq!(selector.take_later(), [own]);
         assert_eq!(selector.judge_importing(own, Some(vec!["dbt".into()])), Judgement::Selected);

@@ -8,7 +8,10 @@ use std::{
 use serde::Deserialize;
 use thiserror::Error;
 
-use super::rules::{Discovery, RuleError, Rules};
+use super::{
+    kubernetes::KubernetesSettings,
+    rules::{Discovery, RuleError, Rules},
+};
 
 /// Where metrics are served unless the configuration says otherwise: to this machine only.
 pub const DEFAULT_LISTEN: &str = "127.0.0.1:9478";
@@ -27,6 +30,8 @@ pub struct NodeSettings {
     pub kill_switch: KillSwitch,
     /// What it may cost.
     pub budget: Budget,
+    /// Whether and how the pods of the node are known.
+    pub kubernetes: KubernetesSettings,
 }
 
 /// `internal_metrics`
@@ -139,7 +144,9 @@ impl NodeSettings {
             .map_err(|source| SettingsError::Unreadable { path: path.to_owned(), source })?;
         let malformed = |why: String| SettingsError::Malformed { path: path.to_owned(), why };
         let settings = Self::parse(&text).map_err(malformed)?;
-        Rules::new(&settings.discovery).map_err(|source| SettingsError::Rule { path: path.to_owned(), source })?;
+        Rules::new(&settings.discovery)
+            .and_then(|_| settings.kubernetes.shown())
+            .map_err(|source| SettingsError::Rule { path: path.to_owned(), source })?;
         Ok(settings)
     }
 
@@ -167,12 +174,15 @@ mod tests {
     fn a_configuration_names_what_differs() {
         let text = "discovery:\n  instrument:\n    - modules: [floe*]\n    - command_line: luigi\n  exclude_instrument:\n\
                     \x20   - user: test*\ninternal_metrics: {listen: '0.0.0.0:9000'}\nkill_switch: {file: /run/stop}\n\
-                    budget: {cpu_percent: 5}\n";
+                    budget: {cpu_percent: 5}\nkubernetes: {node: n1, label_attributes: []}\n";
         let settings = NodeSettings::parse(text).unwrap();
         assert_eq!(settings.discovery.instrument.len(), 2);
         assert_eq!(settings.discovery.exclude_instrument[0].user.as_deref(), Some("test*"));
         assert_eq!(settings.internal_metrics.listen, Listen::At("0.0.0.0:9000".parse().unwrap()));
         assert_eq!(settings.kill_switch.file.as_deref(), Some(Path::new("/run/stop")));
+        let kubernetes = KubernetesSettings::default();
+        let expected = KubernetesSettings { node: Some("n1".into()), label_attributes: Vec::new(), ..kubernetes };
+        assert_eq!(settings.kubernetes, expected);
         assert_eq!(settings.budget, Budget { cpu_percent: 5.0, ..Budget::default() });
         assert_eq!(
             NodeSettings::parse("internal_metrics: {listen: off}\n").unwrap().internal_metrics.listen,
@@ -189,6 +199,7 @@ mod tests {
             ("internal_metrics: {listen: nowhere}", "nowhere"),
             ("budget: {cpu_percent: -1}", "budget"),
             ("discovery: 7", "discovery"),
+            ("kubernetes: {watch: true}", "watch"),
         ] {
             let why = NodeSettings::parse(text).unwrap_err();
             assert!(!why.contains('\n'), "{why}");

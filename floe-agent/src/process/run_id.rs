@@ -42,12 +42,14 @@ pub enum Source {
     Openlineage,
     /// `HOSTNAME` of a Kubernetes pod that Dagster made: `dagster-run-<run id>-…`.
     Hostname,
+    /// The label `dagster/run-id` of the Kubernetes pod, where the API is read.
+    PodLabel,
     /// `DBT_CLOUD_RUN_ID`.
     DbtCloud,
 }
 
 /// All sources, in the order in which they are asked.
-pub const SOURCES: [Source; 8] = [
+pub const SOURCES: [Source; 9] = [
     Source::Traceparent,
     Source::Variable,
     Source::DagsterArguments,
@@ -55,6 +57,7 @@ pub const SOURCES: [Source; 8] = [
     Source::DagsterPipes,
     Source::Openlineage,
     Source::Hostname,
+    Source::PodLabel,
     Source::DbtCloud,
 ];
 
@@ -131,13 +134,22 @@ impl RunContext {
     }
 }
 
-/// Finds the run of a process. `read` gives the content of a file of the process.
-pub fn find(
-    sources: &RunSources,
-    arguments: &[OsString],
-    environ: &Environ,
-    read: impl Fn(&str) -> Option<Vec<u8>>,
-) -> Option<RunContext> {
+/// What may name the run of a process.
+#[derive(Clone, Copy)]
+pub struct Words<'a> {
+    /// Its arguments.
+    pub arguments: &'a [OsString],
+    /// Its environment.
+    pub environ: &'a Environ,
+    /// The Dagster run that the labels of its pod name.
+    pub pod_run: &'a dyn Fn() -> Option<String>,
+    /// The content of a file of it.
+    pub read: &'a dyn Fn(&str) -> Option<Vec<u8>>,
+}
+
+/// Finds the run of a process.
+pub fn find(sources: &RunSources, words: &Words<'_>) -> Option<RunContext> {
+    let &Words { arguments, environ, pod_run, read } = words;
     let mut found: Option<RunContext> = None;
     for source in &sources.order {
         let context = match source {
@@ -145,9 +157,10 @@ pub fn find(
             Source::Variable => variable(&sources.variables, environ),
             Source::DagsterArguments => dagster_arguments(arguments),
             Source::DagsterEnvironment => dagster_environment(environ),
-            Source::DagsterPipes => dagster_pipes(arguments, environ, &read),
+            Source::DagsterPipes => dagster_pipes(arguments, environ, read),
             Source::Openlineage => openlineage(environ),
             Source::Hostname => hostname(environ),
+            Source::PodLabel => pod_run().and_then(|id| RunContext::of_dagster_run(&id, *source)),
             Source::DbtCloud => environ.get("DBT_CLOUD_RUN_ID").and_then(|id| RunContext::of_run(&id, *source)),
         };
         match (&mut found, context) {
@@ -312,6 +325,7 @@ impl fmt::Display for Source {
             Self::DagsterPipes => "dagster_pipes",
             Self::Openlineage => "openlineage",
             Self::Hostname => "hostname",
+            Self::PodLabel => "pod_label",
             Self::DbtCloud => "dbt_cloud",
         })
     }

@@ -26,6 +26,15 @@ fn no_files(_: &str) -> Option<Vec<u8>> {
     None
 }
 
+fn find(
+    sources: &RunSources,
+    arguments: &[OsString],
+    environ: &Environ,
+    read: impl Fn(&str) -> Option<Vec<u8>>,
+) -> Option<RunContext> {
+    super::find(sources, &Words { arguments, environ, pod_run: &|| None, read: &read })
+}
+
 fn from_environ(variables: &[(&str, &str)]) -> Option<RunContext> {
     find(&RunSources::default(), &[], &environ(variables), no_files)
 }
@@ -209,6 +218,15 @@ fn the_first_source_wins_and_the_order_is_a_setting() {
     let found = find(&sources, &[], &environ(&variables), no_files).unwrap();
     assert_eq!((found.trace, found.source), (ids::trace_id("1"), Source::DbtCloud));
     assert_eq!(found.parent, None, "the parent of another trace is no parent");
+}
+
+#[test]
+fn the_run_that_the_labels_of_the_pod_name() {
+    let environ = environ(&[("DBT_CLOUD_RUN_ID", "1")]);
+    let words = Words { arguments: &[], environ: &environ, pod_run: &|| Some(RUN.to_owned()), read: &no_files };
+    assert_dagster(super::find(&RunSources::default(), &words).as_ref(), Source::PodLabel);
+    let sources = RunSources { order: vec![Source::DbtCloud], ..RunSources::default() };
+    assert_eq!(super::find(&sources, &words).unwrap().source, Source::DbtCloud);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use opentelemetry_sdk::trace::SpanData;
 use super::tests::*;
 use super::*;
 use crate::kernel::event::Value;
-use crate::process::run_id::{RunContext, Source};
+use crate::process::run_id::{self, RunContext, Source, Words};
 use crate::trace::ids;
 
 const PACK: &str = r#"
@@ -95,7 +95,8 @@ fn traceparent(trace: u128, span: u64, flags: u8) -> Option<RunContext> {
     let text = format!("00-{trace:032x}-{span:016x}-{flags:02x}");
     let environ = format!("TRACEPARENT={text}\0");
     let environ = crate::process::identity::Environ::from_bytes(environ.into_bytes());
-    crate::process::run_id::find(&crate::process::run_id::RunSources::default(), &[], &environ, |_| None)
+    let words = Words { arguments: &[], environ: &environ, pod_run: &|| None, read: &|_| None };
+    run_id::find(&run_id::RunSources::default(), &words)
 }
 
 fn worker(w: &mut World, at: At, run: &str) {

@@ -31,3 +31,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- default "default" .Values.serviceAccount.name -}}
 {{- end -}}
 {{- end -}}
+
+{{- define "floe-agent.watchesPods" -}}
+{{- dig "kubernetes" "watch_pods" true .Values.config -}}
+{{- end -}}

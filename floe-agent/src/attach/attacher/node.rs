@@ -94,7 +94,8 @@ impl Attacher {
         if let Err(error) = self.kernel.set_process(pid, info) {
             tracing::warn!("{error}");
         }
-        if info.flags & process_flags::READY != 0 {
+        // One that is about to be met would be armed then.
+        if info.flags & process_flags::READY != 0 || self.meetings.contains_key(&pid) {
             self.leaving.insert(pid);
             self.meet_selected(pid);
         }
@@ -139,6 +140,7 @@ impl Attacher {
     /// long it took.
     pub(super) fn pause(&mut self, urgent: &mut UrgentReader) -> Duration {
         let began = Instant::now();
+        self.resuming = None;
         if std::mem::replace(&mut self.paused, true) {
             return Duration::ZERO;
         }
@@ -147,12 +149,15 @@ impl Attacher {
                 tracing::error!("{error}");
             }
         }
-        self.stop(urgent);
+        // Meeting processes means attaching, which has to wait for probes that are being detached.
+        if !self.kernel.is_detaching() {
+            self.stop(urgent);
+        }
         for (pid, links) in std::mem::take(&mut self.meetings) {
             self.kernel.cancel_rendezvous(pid);
             self.kernel.detach(links);
         }
-        let threads = self.kernel.pause();
+        self.kernel.pause();
         // What could not be met keeps functions that run through a place without a probe, which is harmless. Inlining is given
         // back all the same: the guards of the stack are gone. One word that lives as long as the process.
         for (_, traced) in self.spaces.iter_mut() {
@@ -170,7 +175,7 @@ impl Attacher {
         self.late.clear();
         self.leaving.clear();
         let _ = self.news.send(News::Paused);
-        while began.elapsed() < DETACH_PATIENCE && threads.iter().any(|thread| !thread.is_finished()) {
+        while began.elapsed() < DETACH_PATIENCE && self.kernel.is_detaching() {
             std::thread::sleep(Duration::from_millis(2));
         }
         began.elapsed()
@@ -183,11 +188,14 @@ impl Attacher {
         }
     }
 
-    /// Begins again after a pause. Processes that were traced are met once more; others are found by a scan.
-    pub(super) fn resume(&mut self) {
-        if !std::mem::take(&mut self.paused) {
+    /// Begins again after a pause, when all probes are detached: before that, attaching would wait for each of them, and whoever
+    /// waits for an answer with it. Processes that were traced are met once more; others are found by a scan.
+    pub(super) fn resume_if_due(&mut self) {
+        if self.resuming.is_none() || self.kernel.is_detaching() {
             return;
         }
+        let told = self.resuming.take();
+        self.paused = false;
         self.kernel.resume();
         if let Err(error) = self.kernel.set(setting::PAUSED, false).and_then(|()| self.watch_all()) {
             tracing::error!("{error}");
@@ -195,6 +203,8 @@ impl Attacher {
         for pid in self.selected() {
             self.meet_selected(pid);
         }
+        // Whoever asked may have thought better of it.
+        let _ = told.map(|told| told.send(()));
     }
 
     /// Takes load off: from level 1 on calls are recorded without attributes, from level 2 on only the calls of the probes

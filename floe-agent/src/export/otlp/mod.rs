@@ -56,4 +56,4 @@ impl Default for Batching {
 #[cfg(test)]
 mod outages;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

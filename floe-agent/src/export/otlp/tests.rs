@@ -220,11 +220,11 @@ pub(super) fn within(milliseconds: u64) -> Finish {
     Finish { deadline: Duration::from_millis(milliseconds), ..Finish::default() }
 }
 
-pub(super) async fn free_port() -> SocketAddr {
+pub(crate) async fn free_port() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
 }
 
-pub(super) async fn eventually(what: impl Fn() -> bool) {
+pub(crate) async fn eventually(what: impl Fn() -> bool) {
     for _ in 0..400 {
         if what() {
             return;
@@ -552,7 +552,7 @@ async fn the_counters_are_exported_as_metrics() {
 }
 
 /// An authority, and a certificate and key of its for `localhost`.
-pub(super) fn authority() -> (String, String, String) {
+pub(crate) fn authority() -> (String, String, String) {
     let mut parameters = rcgen::CertificateParams::new(Vec::new()).unwrap();
     parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     let key = rcgen::KeyPair::generate().unwrap();
