@@ -69,6 +69,7 @@ pub fn parse(text: &str) -> Result<Probe, NotationError> {
         instant: false,
         inherit: Vec::new(),
         links: Vec::new(),
+        waits_for: None,
     });
     probe.attributes = attributes;
     Ok(probe)
