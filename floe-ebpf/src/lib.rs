@@ -180,8 +180,10 @@ pub mod function_flags {
     pub const CONTEXT_EXIT: u32 = 8;
     /// A call waits at its beginning until user space has looked for functions that are to be armed.
     pub const SCAN: u32 = 16;
-    /// An exception that leaves a call (or that comes into `__exit__`) is read by user space while the call waits.
+    /// An exception that leaves a call is read by user space while the call waits.
     pub const STACKTRACE: u32 = 32;
+    /// So is one that comes in: as the argument behind the first, or as the arguments of an `__exit__`.
+    pub const EXCEPTION_ARGUMENT: u32 = 128;
 }
 
 shared! {

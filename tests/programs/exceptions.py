@@ -1,4 +1,4 @@
-"""Exceptions of every shape, each leaving a watched function.
+"""Exceptions of every shape, each leaving a watched function, and coming into watched ones.
 
     exceptions.py FILE FOLDER   FILE gets {case: {type, message, trace}}: what Python itself says; FOLDER is for modules
 
@@ -28,20 +28,64 @@ def case(function):
     return function
 
 
+def note(name, e, tb):
+    module = type(e).__module__
+    own = type(e).__qualname__
+    expected[name] = {
+        "type": own if module in ("builtins", "__main__") else module + "." + own,
+        "message": None if getattr(e, "unknown", False) else str(e),
+        "trace": "".join(traceback.format_exception(type(e), e, tb)),
+    }
+
+
 def catch(name, function):
     try:
         t.run(name, function)
     except BaseException as e:
-        module = type(e).__module__
-        own = type(e).__qualname__
-        expected[name] = {
-            "type": own if module in ("builtins", "__main__") else module + "." + own,
-            "message": None if getattr(e, "unknown", False) else str(e),
-            # The first frame is this function's.
-            "trace": "".join(traceback.format_exception(type(e), e, e.__traceback__.tb_next)),
-        }
+        # The first frame is this function's.
+        note(name, e, e.__traceback__.tb_next)
     else:
         raise AssertionError(name + " did not raise")
+
+
+class Noted:
+    """Notes the exception that leaves a block, as the blocks around it get it."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def __enter__(self):
+        pass
+
+    def __exit__(self, kind, e, tb):
+        note(self.name, e, tb)
+
+
+def leaves(block, name, function):
+    try:
+        with block(name), Noted(name):
+            function()
+    except BaseException:
+        pass
+
+
+def handled(name, function):
+    def body():
+        try:
+            function()
+        except BaseException as e:
+            note(name, e, e.__traceback__)
+            t.Handler().handle(e, None)
+    t.node(name, body)
+
+
+def attempted(name, function):
+    def body():
+        try:
+            t.attempt(function)
+        except BaseException as e:
+            note(name, e, e.__traceback__.tb_next)
+    t.node(name, body)
 
 
 class Custom(Exception):
@@ -309,9 +353,16 @@ spec.loader.exec_module(far)
 for _ in range(3):
     for name, function in cases:
         # Each in a thread of its own: how long one may wait for its exceptions to be read is bounded.
-        thread = threading.Thread(target=catch, args=(name, function))
-        thread.start()
-        thread.join()
+        for target, args in [
+            (catch, (name, function)),
+            (leaves, (t.block, "block: " + name, function)),
+            (leaves, (t.Phase, "phase: " + name, function)),
+            (handled, ("handled: " + name, function)),
+            (attempted, ("attempted: " + name, function)),
+        ]:
+            thread = threading.Thread(target=target, args=args)
+            thread.start()
+            thread.join()
 
 
 for error in [StopIteration(1), GeneratorExit(), StopAsyncIteration(), SystemExit(), SystemExit(0), SystemExit(None)]:

@@ -293,7 +293,7 @@ impl Attacher {
         self.kernel.detach(done_with);
     }
 
-    /// An exception leaves a call, or comes into an `__exit__`.
+    /// An exception leaves a call, or comes into it.
     fn exception(&mut self, pid: Pid, epoch: Epoch, record: &Urgent, wait: Wait) {
         let Some(info) = self.kernel.process(pid).filter(|info| info.epoch == epoch.0) else { return };
         let Some(traced) = self.spaces.of(pid, epoch, &info.ancestors) else { return };

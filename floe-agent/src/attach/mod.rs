@@ -144,7 +144,7 @@ pub enum News {
     Process(Box<ProcessFacts>),
     /// All tracing is paused: what is open will not be seen to end.
     Paused,
-    /// An exception was read while its thread waited: it leaves this call, or comes into it if it is an `__exit__`.
+    /// An exception was read while its thread waited: it leaves this call, or comes into it as an argument.
     Exception {
         /// The process.
         pid: Pid,

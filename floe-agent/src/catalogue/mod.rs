@@ -466,6 +466,8 @@ mod tests {
             ("add: 1", "add: one"),
             ("add: 1", "ad: 1"),
             ("at: enter", "at: begin"),
+            ("from: raised", "from: within"),
+            ("waits_for: receipt", "waits_for: []"),
             ("prefixes: [shop.]", "prefixes: shop."),
             ("target: shop:set", "targt: shop:set"),
             ("- name: log", "- nam: log"),

@@ -70,6 +70,7 @@ pub fn parse(text: &str) -> Result<Probe, NotationError> {
         links: Vec::new(),
         external: None,
         exported_as: Vec::new(),
+        waits_for: None,
     });
     probe.attributes = attributes;
     Ok(probe)

@@ -24,7 +24,7 @@ use super::path::Path;
 use super::plan::DEFAULT_MAX;
 use super::probe::{
     Attribute, Computed, Condition, DynamicRule, EventRule, ExceptionRule, ExternalRule, Formula, Kind, LinkRule,
-    LogRule, Moment, Probe, Role, SpanEventRule, SpanRef, SpanRule, StatusRule, Subject, Target, ValueMap,
+    LogRule, Moment, Probe, Read, Role, SpanEventRule, SpanRef, SpanRule, StatusRule, Subject, Target, ValueMap,
     check_module,
 };
 use super::template::Template;
@@ -101,7 +101,8 @@ pub(super) fn parse(file: &str, text: &str) -> Result<(Pack, Vec<Probe>), PackEr
         let problem = problem.trim_start_matches(&format!("line {line} column {column}: ")).to_owned();
         PackError::Invalid { file: file.to_owned(), line, column, problem }
     })?;
-    let mut reader = Reader { file, pack: &yaml.pack, spans: HashMap::new(), names: Vec::new() };
+    let mut reader =
+        Reader { file, pack: &yaml.pack, spans: HashMap::new(), events: HashMap::new(), names: Vec::new() };
     reader.read(&yaml)
 }
 
@@ -110,6 +111,8 @@ struct Reader<'a> {
     pack: &'a str,
     /// The spans of the pack by their ids.
     spans: HashMap<String, SpanRef>,
+    /// Its events by the names of their probes.
+    events: HashMap<String, ProbeId>,
     /// Where attributes are named, to be checked when all are known.
     names: Vec<Named>,
 }
@@ -225,6 +228,9 @@ impl Reader<'_> {
                     return Err(self.invalid(id.referenced, format!("a second span with the id `{}`", id.value)));
                 }
             }
+            if probe.kind == KindYaml::Event {
+                self.events.insert(probe.name.value.clone(), ProbeId(index));
+            }
             index += 1 + probe.end.iter().filter(|end| end.target.value != OWN_RETURN).count() as u32;
         }
         Ok(())
@@ -270,6 +276,16 @@ impl Reader<'_> {
         if kind != Kind::PairBegin && !yaml.end.is_empty() {
             return refuse("`end` is expected only with `kind: pair`");
         }
+        match (kind, yaml.exception.as_ref().and_then(|exception| exception.from)) {
+            (_, None) | (Kind::Event, _) | (Kind::PairBegin, Some(Read::Argument)) => {}
+            (Kind::PairBegin, Some(Read::Raised)) => {
+                return refuse("`exception.from: raised` is read anyway where a call of a pair raises");
+            }
+            _ => return refuse("`exception.from` is expected only with `kind: event` and `kind: pair`"),
+        }
+        if kind != Kind::Call && yaml.span.as_ref().is_some_and(|span| span.waits_for.is_some()) {
+            return refuse("`waits_for` is expected only with `kind: call`");
+        }
         let number = probes.len();
         let begin = ProbeId(number as u32);
         let reference = SpanRef { probe: begin, rule: None };
@@ -298,10 +314,15 @@ impl Reader<'_> {
             }
         }
         if kind == Kind::Event {
+            probe.reads = self.reads(yaml)?;
             probe.at = yaml.at.unwrap_or_else(|| {
                 let late = probe.attributes.iter().any(|attribute| attribute.at == Moment::Exit);
-                if late { Moment::Exit } else { Moment::Enter }
+                if late || probe.reads.is_some() { Moment::Exit } else { Moment::Enter }
             });
+            if probe.at == Moment::Enter && probe.reads.is_some() {
+                let problem = format!("probe `{name}`: `at: enter`, but its exception is only known at exit");
+                return Err(self.invalid(at, problem));
+            }
             if yaml.at == Some(Moment::Enter)
                 && let Some(late) = probe.attributes.iter().find(|attribute| attribute.at == Moment::Exit)
             {
@@ -335,7 +356,12 @@ impl Reader<'_> {
                 probes[number].ends = Some(condition);
                 continue;
             }
-            let end = self.end(end, begin, &place, name, probes.len())?;
+            let mut end = self.end(end, begin, &place, name, probes.len())?;
+            end.reads = yaml.exception.as_ref().and_then(|exception| exception.from);
+            if end.reads.is_some() && end.at == Moment::Enter {
+                let problem = format!("probe `{name}`: `at: enter`, but its exception is only known at exit");
+                return Err(self.invalid(at, problem));
+            }
             probes.push(end);
         }
         Ok(())
@@ -391,8 +417,39 @@ impl Reader<'_> {
                 }),
             },
             exported_as: self.templates(yaml.exported_as.as_ref(), "`exported_as`", Scope::Span(reference), &[])?,
+            waits_for: yaml.waits_for.as_ref().map(|event| self.event_called(event, reference)).transpose()?,
             inherit,
         })
+    }
+
+    /// The event that a span waits for.
+    fn event_called(&self, name: &Text, span: SpanRef) -> Checked<ProbeId> {
+        if span.rule.is_some() {
+            return Err(self.invalid(name.referenced, "`waits_for` is expected only with `kind: call`"));
+        }
+        self.events.get(&name.value).copied().ok_or_else(|| {
+            let mut names: Vec<_> = self.events.keys().map(String::as_str).collect();
+            names.sort_unstable();
+            let problem =
+                format!("no event of this pack has the name `{}`; there are: {}", name.value, names.join(", "));
+            self.invalid(name.referenced, problem)
+        })
+    }
+
+    /// Which exception the rules of an event read: there is only one of a call.
+    fn reads(&self, yaml: &ProbeYaml) -> Checked<Option<Read>> {
+        let rules = yaml.rules.iter().filter_map(|rule| rule.exception.as_ref());
+        let mut reads = None;
+        for exception in yaml.exception.iter().chain(rules) {
+            if let Some(from) = exception.from
+                && reads.replace(from).is_some_and(|known| known != from)
+            {
+                let name = &yaml.name;
+                let problem = format!("probe `{}`: all rules of an event have the same `exception.from`", name.value);
+                return Err(self.invalid(name.referenced, problem));
+            }
+        }
+        Ok(reads)
     }
 
     fn log(&mut self, yaml: Option<&LogYaml>, scope: Scope) -> Checked<Option<LogRule>> {
@@ -637,8 +694,14 @@ impl Reader<'_> {
 
     fn exception(&mut self, yaml: Option<&ExceptionYaml>, scope: Scope) -> Checked<Option<ExceptionRule>> {
         let Some(yaml) = yaml else { return Ok(None) };
+        if yaml.from.is_none() && yaml.kind.is_none() {
+            let at =
+                yaml.message.as_ref().or(yaml.stacktrace.as_ref()).map_or(Location::UNKNOWN, |text| text.referenced);
+            return Err(self.invalid(at, "`exception`: expected `type` or `from`"));
+        }
         Ok(Some(ExceptionRule {
-            kind: self.templates(Some(&yaml.kind), "`exception.type`", scope, &[])?,
+            from: yaml.from,
+            kind: self.templates(yaml.kind.as_ref(), "`exception.type`", scope, &[])?,
             message: self.templates(yaml.message.as_ref(), "`exception.message`", scope, &[])?,
             stacktrace: self.templates(yaml.stacktrace.as_ref(), "`exception.stacktrace`", scope, &[])?,
         }))
@@ -845,16 +908,27 @@ probes:
     kind: event
     target: shop:set
     attributes: {_key: arg1, _value: arg2}
+    at: enter
     on: innermost
     dynamic: {name: _key, value: _value, prefixes: [shop.]}
+  - name: payment
+    target: shop:pay
+    span: {name: payment, waits_for: receipt}
+  - name: receipt
+    kind: event
+    target: shop:receipt
+    on: payment
+    attributes: {shop.receipt: return}
+    exception: {from: raised}
   - name: step
     kind: pair
     target: shop:step
     span: {name: step, inherit: [shop.order], key: "{shop.order}/{_step}"}
     attributes: {_step: arg0, _returned: type(return)}
+    exception: {from: argument}
     end:
       - {target: return, unless: {_returned: [generator]}}
-      - {target: "shop:stop", at: enter, attributes: {_step: arg0}}
+      - {target: "shop:stop", attributes: {_step: arg0}}
 "#;
 
 #[cfg(test)]
@@ -979,8 +1053,11 @@ probes:
         assert_eq!(span.better_names.len(), 1);
         assert_eq!(log.values[0].1.other, Some(None), "other values are absent");
         assert_eq!(probes[1].rules[0].subject, Subject::Innermost);
-        assert_eq!(probes[2].ends.as_ref().unwrap().unless[0].0, "_returned");
-        assert_eq!((probes[3].kind, probes[3].at), (Kind::PairEnd { begin: ProbeId(2) }, Moment::Enter));
+        assert_eq!(probes[2].span.as_ref().unwrap().waits_for, Some(ProbeId(3)));
+        assert_eq!((probes[3].reads, probes[3].at), (Some(Read::Raised), Moment::Exit));
+        assert_eq!(probes[4].ends.as_ref().unwrap().unless[0].0, "_returned");
+        assert_eq!((probes[5].kind, probes[5].at), (Kind::PairEnd { begin: ProbeId(4) }, Moment::Exit));
+        assert_eq!((probes[4].reads, probes[5].reads), (None, Some(Read::Argument)));
     }
 
     #[test]
@@ -989,7 +1066,7 @@ probes:
             (
                 "end: order",
                 "end: ordre",
-                "shop.yaml:16:14: no span of this pack has the id `ordre`; there are: order, step",
+                "shop.yaml:16:14: no span of this pack has the id `ordre`; there are: order, payment, step",
             ),
             ("on: order", "on: sale", "no span of this pack has the id `sale`"),
             ("id: order,", "", "a span that a rule begins needs an `id`"),
@@ -1034,7 +1111,26 @@ probes:
             ),
             ("kind: pair", "kind: call", "`end` is expected only with `kind: pair`"),
             ("target: return, ", "target: return, at: exit, ", "with `target: return` only `when` and `unless`"),
-            ("attributes: {_step: arg0}", "attributes: {_step: return}", "`at: enter`, but some of its attributes"),
+            (
+                "attributes: {_step: arg0}}",
+                "at: enter, attributes: {_step: return}}",
+                "`at: enter`, but some of its attributes",
+            ),
+            ("attributes: {_step: arg0}}", "at: enter}", "`at: enter`, but its exception is only known at exit"),
+            ("from: argument", "from: raised", "`exception.from: raised` is read anyway"),
+            ("from: argument", "from: within", "unknown variant `within`, expected one of raised, argument"),
+            ("{from: raised}", "{message: x}", "`exception`: expected `type` or `from`"),
+            (
+                "waits_for: receipt",
+                "waits_for: log_",
+                "no event of this pack has the name `log_`; there are: attribute, log, receipt",
+            ),
+            ("kind: consumer", "waits_for: receipt", "`waits_for` is expected only with `kind: call`"),
+            (
+                "span: {name: step,",
+                "span: {name: step, waits_for: receipt,",
+                "`waits_for` is expected only with `kind: call`",
+            ),
         ] {
             assert!(WHOLE.contains(from), "{from}");
             let error = error(&WHOLE.replacen(from, to, 1));

@@ -16,7 +16,7 @@ use floe_ebpf::{
 use thiserror::Error;
 
 use super::path::{Leaf, Path, Root, Step};
-use super::probe::{Attribute, Kind, Moment, Probe};
+use super::probe::{Attribute, Kind, Moment, Probe, Read};
 
 /// Longest captured string unless a pack says otherwise, in bytes of its representation.
 pub const DEFAULT_MAX: u32 = 256;
@@ -209,7 +209,7 @@ impl Compiler {
             }
         }
         let returned = draft.ops.len() as u32;
-        if moment == Moment::Exit && probe.kind != Kind::Event {
+        if moment == Moment::Exit && (probe.kind != Kind::Event || probe.reads == Some(Read::Raised)) {
             self.exception(&mut draft)?;
         }
         if draft.ops.is_empty() {

@@ -56,6 +56,18 @@ pub struct Probe {
     pub at: Moment,
     /// [`Kind::PairBegin`]: the calls whose own return ends the span. [`Kind::PairEnd`]: the calls that do.
     pub ends: Option<Condition>,
+    /// [`Kind::Event`] and [`Kind::PairEnd`]: the exception of the call that is told of the span.
+    pub reads: Option<Read>,
+}
+
+/// Which exception of a call is read with its stack trace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Read {
+    /// The one that leaves the call.
+    Raised,
+    /// The one that comes in: the argument behind the first, or those of an `__exit__`.
+    Argument,
 }
 
 /// What the calls of a function become.
@@ -127,6 +139,8 @@ pub struct SpanRule {
     pub external: Option<ExternalRule>,
     /// The names that the program gives it if it exports it itself.
     pub exported_as: Vec<Template>,
+    /// The event that may still tell something of it when it has ended: in a call of that, it waits for the call's end.
+    pub waits_for: Option<ProbeId>,
 }
 
 /// The ids of a span that the program exports itself.
@@ -249,9 +263,11 @@ pub struct StatusRule {
 }
 
 /// An exception that a framework tells by value. Of each list the first whose attributes are all there counts; without
-/// a type there is no exception.
+/// a type there is no exception. What was read of the exception itself comes before all of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ExceptionRule {
+    /// The exception itself, where the call has it.
+    pub from: Option<Read>,
     /// Its type.
     pub kind: Vec<Template>,
     /// Its message. Where it begins with the type, as Python prints it, that is taken off, and the type is made
@@ -382,6 +398,7 @@ impl Probe {
             logs_of: None,
             at: Moment::Exit,
             ends: None,
+            reads: None,
         }
     }
 
@@ -400,17 +417,27 @@ impl Probe {
     pub fn function_flags(&self) -> u32 {
         let own = match self.kind {
             Kind::ContextManager => function_flags::CONTEXT_MANAGER | function_flags::STACKTRACE,
-            Kind::ContextExit => function_flags::CONTEXT_EXIT | function_flags::STACKTRACE,
+            Kind::ContextExit => {
+                function_flags::CONTEXT_EXIT | function_flags::STACKTRACE | function_flags::EXCEPTION_ARGUMENT
+            }
             Kind::Call | Kind::PairBegin | Kind::PairEnd { .. } => function_flags::STACKTRACE,
             Kind::Event => 0,
         };
-        own | if self.scan { function_flags::SCAN } else { 0 }
+        let reads = match self.reads {
+            None => 0,
+            Some(Read::Raised) => function_flags::STACKTRACE,
+            Some(Read::Argument) => function_flags::EXCEPTION_ARGUMENT,
+        };
+        own | reads | if self.scan { function_flags::SCAN } else { 0 }
     }
 
     /// Adds to the ids of probes in it.
     pub(super) fn shift(&mut self, by: u32) {
         if let Kind::PairEnd { begin } = &mut self.kind {
             begin.0 += by;
+        }
+        if let Some(event) = self.span.as_mut().and_then(|span| span.waits_for.as_mut()) {
+            event.0 += by;
         }
         for rule in &mut self.rules {
             if let Subject::End(span) | Subject::Span(span) = &mut rule.subject {

@@ -12,7 +12,7 @@ use serde::de::{Error, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_saphyr::Spanned;
 
-use super::probe::{Moment, Role};
+use super::probe::{Moment, Read, Role};
 
 pub(super) type Text = Spanned<String>;
 
@@ -171,6 +171,10 @@ pub(super) struct SpanYaml {
     /// Its links to other spans.
     #[serde(default)]
     pub(super) links: Vec<LinkYaml>,
+    /// `kind: call`: the name of an event of this pack. A span that ends in a call of that event's function is complete only when
+    /// that call is over: rules that are `on` it still find it until then.
+    #[schemars(with = "Option<String>")]
+    pub(super) waits_for: Option<Text>,
 }
 
 #[derive(Clone, Copy, Default, Deserialize, JsonSchema)]
@@ -245,11 +249,15 @@ pub(super) struct StatusYaml {
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct ExceptionYaml {
+    /// The exception itself, read with its stack trace: the one that leaves the call, or the one that comes in, as the argument
+    /// behind the first or as the arguments of an `__exit__`. The templates are for where it could not be read. With `kind: event`;
+    /// with `kind: pair` it is `argument`, of the calls that end the span.
+    pub(super) from: Option<Read>,
     /// A template for its type, or several: the first whose attributes are all there counts. Without a type there is
     /// no exception.
     #[serde(rename = "type")]
-    #[schemars(with = "Templates")]
-    pub(super) kind: Spanned<Templates>,
+    #[schemars(with = "Option<Templates>")]
+    pub(super) kind: Option<Spanned<Templates>>,
     /// The same for its message. A message that begins with the type, as Python prints it, loses that beginning.
     #[schemars(with = "Option<Templates>")]
     pub(super) message: Option<Spanned<Templates>>,

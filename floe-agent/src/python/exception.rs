@@ -69,11 +69,16 @@ pub fn raised(heap: &Heap<'_>, tstate: UserAddr) -> Result<Option<ExceptionFacts
     }
 }
 
-/// The exception that comes into an `__exit__`, whose arguments are at `args`: `self`, type, value, traceback.
+/// The exception that comes into a call whose arguments are at `args`: the one behind the first, or, of an `__exit__`, the
+/// type there, and value and traceback behind it.
 pub fn passed(heap: &Heap<'_>, args: UserAddr) -> Result<Option<ExceptionFacts>> {
-    let [type_, value, traceback] = [8, 16, 24].map(|at| heap.mem.read_ptr(args.offset(at)));
+    let argument = |number: u64| heap.mem.read_ptr(args.offset(8 * number));
+    let first = argument(1)?;
+    if let Some(exception) = Exception::of(heap, first, None)? {
+        return exception.facts(heap);
+    }
     let none_is_null = |object: UserAddr| if object == heap.types.none { UserAddr(0) } else { object };
-    Exception::of_parts(heap, type_?, none_is_null(value?), none_is_null(traceback?))
+    Exception::of_parts(heap, first, none_is_null(argument(2)?), none_is_null(argument(3)?))
 }
 
 /// An exception, normalised or not.
@@ -421,11 +426,15 @@ impl Printer<'_, '_> {
         let text = |object| self.show(object, false, 0);
         match self.printed(exception.type_, false) {
             Printed::Arguments => arguments(),
-            Printed::Own => arguments().or_else(|| {
+            Printed::Own => {
                 let attribute = |name| self.heap.instance_attribute(exception.object?, name).ok()?;
-                let message = ["message", "msg"].into_iter().find_map(attribute)?;
-                self.heap.is_str(message).ok()?.then(|| text(message))
-            }),
+                let said = || {
+                    let message = ["message", "msg"].into_iter().find_map(attribute)?;
+                    self.heap.is_str(message).ok()?.then(|| text(message))
+                };
+                // Of one argument, or of several what says of itself that it is the message.
+                if args.len() == 1 { arguments() } else { said().or_else(arguments) }
+            }
             Printed::KeyError => match &args[..] {
                 &[key] => Some(self.show(key, true, 0)),
                 _ => arguments(),

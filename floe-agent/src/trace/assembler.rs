@@ -275,7 +275,7 @@ impl Assembler {
         }
     }
 
-    /// Says what an exception is that leaves a call, or that comes into an `__exit__`. Must come before the event that the
+    /// Says what an exception is that leaves a call, or that comes into it as an argument. Must come before the event that the
     /// call has ended; may come before the one that it began. The last word counts.
     pub fn exception(&mut self, pid: Pid, epoch: Epoch, tid: Tid, call: BootNanos, exception: ExceptionFacts) {
         if self.exceptions.len() >= EXCEPTIONS {

@@ -9,9 +9,10 @@ use super::assembler::{Core, FinishedSpan};
 use super::finish::{Ending, Finish, Raised};
 use super::home::Belongs;
 use super::ids;
-use super::process::{Frame, Handle, Loose, OpenSpan, Process};
+use super::process::{Frame, Handle, Loose, OpenSpan, Process, Waiting};
 use super::traces::Trace;
 use super::values::{self, Values};
+use crate::catalogue::probe::Read;
 use crate::catalogue::template::Template;
 use crate::catalogue::{Kind, Moment, Probe, Role, SpanRef, SpanRule};
 use crate::kernel::event::{FieldValue, Outcome, Stamp};
@@ -99,6 +100,7 @@ impl Core {
             values: Values::default(),
             raised,
             object,
+            inner: false,
             began: None,
             logs_of: None,
         };
@@ -106,13 +108,14 @@ impl Core {
         match (probe.kind, &probe.span) {
             (Kind::Event, _) => {
                 values.compute(&probe.computed);
+                frame.inner = probe.implementations && is_override(process, stamp.tid, id, object, &values);
                 if let Some(key) = probe.logs_of.as_ref().and_then(|key| render(process, stamp.tid, key, &values)) {
                     let trace = process.place(stamp.tid).0;
                     let span = trace.next_span_id(&key);
                     frame.logs_of = Some((trace, span));
                 }
-                if probe.at == Moment::Enter {
-                    self.carry_out(process, stamp, id, probe, &values);
+                if probe.at == Moment::Enter && !frame.inner {
+                    self.carry_out(process, stamp, id, probe, &values, None);
                 } else {
                     frame.values = values;
                 }
@@ -292,23 +295,34 @@ impl Core {
         }
         let around = process.frames(stamp.tid)[..index].iter().rfind(|frame| !frame.pair);
         let within = around.map(|frame| (stamp.tid, frame.call));
-        let Some(Frame { mut values, raised: argument, object: own, began, .. }) = process.remove(stamp.tid, index)
-        else {
+        let Some(frame) = process.remove(stamp.tid, index) else {
             return;
         };
+        let Frame { mut values, raised: argument, object: own, inner, began, .. } = frame;
         match probe.kind {
             Kind::Event => {
-                values.capture(probe, names, fields);
+                let raised = values.capture(probe, names, fields);
                 values.compute(&probe.computed);
-                if probe.at == Moment::Exit {
-                    self.carry_out(process, stamp, id, probe, &values);
+                if probe.at == Moment::Exit && !inner {
+                    let exception = match (probe.reads, outcome) {
+                        (Some(Read::Raised), Outcome::Raised) => Some(raised.or(exception)),
+                        (Some(Read::Argument), _) => exception.map(Raised::from),
+                        _ => None,
+                    };
+                    self.carry_out(process, stamp, id, probe, &values, exception.as_ref());
                 }
+                self.done_waiting(process, (stamp.tid, call));
             }
             Kind::PairEnd { begin } => {
-                let raised = values.capture(probe, names, fields).or(exception);
+                let raised = values.capture(probe, names, fields);
                 values.compute(&probe.computed);
                 if probe.at == Moment::Exit {
-                    self.end_pair(process, stamp, begin, probe, &values, &Ending::of(outcome, raised));
+                    let ending = match (outcome, exception) {
+                        // The one that came in.
+                        (Outcome::Returned, Some(exception)) => Ending::Raised(exception.into()),
+                        (_, exception) => Ending::of(outcome, raised.or(exception)),
+                    };
+                    self.end_pair(process, stamp, begin, probe, &values, &ending);
                 }
                 // What began inside of the call that ended it.
                 let keep = process.frames(stamp.tid).iter().take_while(|frame| frame.call < call).count();
@@ -427,8 +441,31 @@ impl Core {
                 loose.within == Some((tid, call)) || (exit && loose.handle == Handle::Object(object))
             });
         }
-        if let Some(Frame { span: Some(span), .. }) = process.remove(tid, index) {
-            self.finish(process, span, time, ending);
+        let Some(Frame { span, call, .. }) = process.remove(tid, index) else {
+            return;
+        };
+        self.done_waiting(process, (tid, call));
+        let Some(span) = span else {
+            return;
+        };
+        let waits_for = self.catalogue.span(span.rule).and_then(|rule| rule.waits_for);
+        // An override of the method calls the one that it overrides.
+        let around = process.frames(tid)[..index].iter().find(|frame| waits_for == Some(frame.probe));
+        match around.map(|frame| (tid, frame.call)) {
+            Some(call) if !matches!(ending, Ending::Incomplete { .. }) => {
+                // What waited there before is told no more.
+                self.done_waiting(process, call);
+                process.waiting.push(Waiting { call, span, time, ending: ending.clone() });
+            }
+            _ => self.finish(process, span, time, ending),
+        }
+    }
+
+    /// Finishes the spans that waited for a call.
+    fn done_waiting(&mut self, process: &mut Process, call: (Tid, BootNanos)) {
+        while let Some(at) = process.waiting.iter().position(|waiting| waiting.call == call) {
+            let Waiting { span, time, ending, .. } = process.waiting.remove(at);
+            self.finish(process, span, time, &ending);
         }
     }
 
@@ -504,6 +541,12 @@ fn is_inside(process: &Process, tid: Tid, probe: ProbeId, object: UserAddr, valu
         |open: &OpenSpan| values.attributes.iter().all(|own| open.values.get(own.key.as_str()) == Some(&own.value));
     let mut frames = process.frames(tid).iter();
     frames.any(|frame| frame.probe == probe && frame.object == object && frame.span.as_ref().is_some_and(same))
+}
+
+/// Whether the method of an event was called by an override of it, with the same first argument and the same captured values.
+fn is_override(process: &Process, tid: Tid, probe: ProbeId, object: UserAddr, values: &Values) -> bool {
+    let mut frames = process.frames(tid).iter();
+    frames.any(|frame| frame.probe == probe && frame.object == object && frame.values.attributes == values.attributes)
 }
 
 /// The innermost open span of a thread that this probe began and another function ends.

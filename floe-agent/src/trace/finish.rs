@@ -73,13 +73,19 @@ impl Ending {
     }
 }
 
+impl From<ExceptionFacts> for Raised {
+    fn from(ExceptionFacts { type_name, message, stacktrace }: ExceptionFacts) -> Self {
+        Self { kind: Some(type_name), message, stacktrace: Some(stacktrace), code: None }
+    }
+}
+
 impl Raised {
     /// The exception as it was read while its thread waited, where it was: more is known of it then.
     pub(super) fn or(self, read: Option<ExceptionFacts>) -> Self {
-        let Some(ExceptionFacts { type_name, message, stacktrace }) = read else {
-            return self;
-        };
-        Self { kind: Some(type_name), message: message.or(self.message), stacktrace: Some(stacktrace), code: self.code }
+        match read.map(Self::from) {
+            Some(read) => Self { message: read.message.or(self.message), code: self.code, ..read },
+            None => self,
+        }
     }
 
     /// Whether an argument that may be an exception is one: otherwise it is None.

@@ -8,7 +8,7 @@ use opentelemetry::Key;
 use opentelemetry::trace::{Event, Link, SpanContext, SpanId, TraceFlags, TraceId, TraceState};
 use opentelemetry_sdk::Resource;
 
-use super::finish::Raised;
+use super::finish::{Ending, Raised};
 use super::logs::ProcessLogs;
 use super::program::ProgramSpan;
 use super::resource::ProcessFacts;
@@ -38,6 +38,8 @@ pub(super) struct Process {
     pub(super) threads: HashMap<Tid, Vec<Frame>>,
     /// Open spans that do not end with the call that began them, in the order in which they began.
     pub(super) loose: Vec<Loose>,
+    /// Spans of calls that have ended and wait for the call around them.
+    pub(super) waiting: Vec<Waiting>,
     /// Open command spans, in the order in which they began.
     pub(super) commands: Vec<(Tid, SpanId)>,
     /// The open command for which a thread was started.
@@ -72,6 +74,8 @@ pub(super) struct Frame {
     pub(super) raised: Raised,
     /// The first argument.
     pub(super) object: UserAddr,
+    /// Part of the same call around it: of an override that calls the method it overrides.
+    pub(super) inner: bool,
     /// The loose span that the call began.
     pub(super) began: Option<SpanId>,
     /// The span whose log records are written during the call.
@@ -85,6 +89,17 @@ pub(super) struct Loose {
     /// The call in which it began: a `with` block is over when that is.
     pub(super) within: Option<(Tid, BootNanos)>,
     pub(super) span: OpenSpan,
+}
+
+/// A span that has ended in a call that may still tell something of it.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    /// That call.
+    pub(super) call: (Tid, BootNanos),
+    pub(super) span: OpenSpan,
+    /// When and how it ended.
+    pub(super) time: BootNanos,
+    pub(super) ending: Ending,
 }
 
 /// By what the end of a span finds it.
@@ -171,6 +186,7 @@ impl Process {
             lineage: None,
             threads: HashMap::default(),
             loose: Vec::new(),
+            waiting: Vec::new(),
             commands: Vec::new(),
             started_for: HashMap::default(),
             open: 0,
@@ -251,10 +267,12 @@ impl Process {
         };
     }
 
-    /// The open span that is called so: with this key, or without one the innermost of the thread.
+    /// The open span that is called so: with this key, or without one the innermost of the thread, else one that waits there.
     pub(super) fn find(&self, rule: SpanRef, key: Option<&str>, tid: Tid) -> Option<SpanId> {
         if key.is_none() {
-            return self.innermost(tid, |span| span.is(rule, key, tid));
+            let waiting =
+                || self.waiting.iter().rev().map(|waiting| &waiting.span).find(|span| span.is(rule, key, tid));
+            return self.innermost(tid, |span| span.is(rule, key, tid)).or_else(|| waiting().map(|span| span.id));
         }
         // Another run in the process may have the same key.
         let here = self.place(tid).0.number();
@@ -268,10 +286,12 @@ impl Process {
         called.chain(self.loose.iter().map(|loose| &loose.span))
     }
 
-    /// An open span.
+    /// A span that is open or waits.
     pub(super) fn span(&mut self, id: SpanId) -> Option<&mut OpenSpan> {
         let called = self.threads.values_mut().flatten().filter_map(|frame| frame.span.as_mut());
-        called.chain(self.loose.iter_mut().map(|loose| &mut loose.span)).find(|span| span.id == id)
+        let loose = self.loose.iter_mut().map(|loose| &mut loose.span);
+        let waiting = self.waiting.iter_mut().map(|waiting| &mut waiting.span);
+        called.chain(loose).chain(waiting).find(|span| span.id == id)
     }
 
     /// The values of an attribute that the spans around one have; the nearest that has it counts.

@@ -13,7 +13,7 @@ use super::process::{Loose, OpenSpan, Process};
 use super::traces::Trace;
 use super::values::{Values, is_local};
 use crate::catalogue::pack::LINK_VALUE;
-use crate::catalogue::probe::{EventRule, ExceptionRule, LinkRule, StatusRule, Subject};
+use crate::catalogue::probe::{EventRule, ExceptionRule, LinkRule, Read, StatusRule, Subject};
 use crate::catalogue::template::Template;
 use crate::catalogue::{Probe, SpanRef};
 use crate::kernel::event::Stamp;
@@ -28,6 +28,7 @@ impl Core {
         id: ProbeId,
         probe: &Probe,
         values: &Values,
+        exception: Option<&Raised>,
     ) {
         if let Some(log) = &probe.log {
             self.log(process, stamp, id, log, values);
@@ -49,7 +50,10 @@ impl Core {
                 Subject::End(span) | Subject::Span(span) => self.called(process, *span, values, stamp.tid),
             };
             let Some(span_id) = span else {
-                if rule.run.is_none() && !values.is_empty() && !matches!(rule.subject, Subject::Begin(_)) {
+                // An exception also passes by where there is no such span.
+                let passing = rule.exception.as_ref().is_some_and(|exception| exception.from == Some(Read::Raised));
+                let told = rule.run.is_none() && !values.is_empty() && !passing;
+                if told && !matches!(rule.subject, Subject::Begin(_)) {
                     self.stats.orphan_events += 1;
                 }
                 continue;
@@ -63,7 +67,7 @@ impl Core {
                 for target in targets {
                     span.add_link(target);
                 }
-                tell(span, rule, values, time);
+                tell(span, rule, values, exception, time);
             }
             let instant = match &rule.subject {
                 Subject::Begin(span) => span.instant,
@@ -133,7 +137,7 @@ impl Core {
 }
 
 /// Tells a span what a rule says.
-fn tell(span: &mut OpenSpan, rule: &EventRule, values: &Values, time: std::time::SystemTime) {
+fn tell(span: &mut OpenSpan, rule: &EventRule, values: &Values, read: Option<&Raised>, time: std::time::SystemTime) {
     let told = |all: &Values, only: Option<&[opentelemetry::Key]>| -> Vec<KeyValue> {
         let chosen = all.attributes.iter().filter(|attribute| {
             !is_local(attribute.key.as_str()) && only.is_none_or(|names| names.contains(&attribute.key))
@@ -164,7 +168,8 @@ fn tell(span: &mut OpenSpan, rule: &EventRule, values: &Values, time: std::time:
     {
         span.values.set_named_by_program(name, value.clone());
     }
-    let exception = rule.exception.as_ref().and_then(|rule| exception(rule, &all));
+    let read = |rule: &ExceptionRule| read.filter(|_| rule.from.is_some()).cloned();
+    let exception = rule.exception.as_ref().and_then(|rule| read(rule).or_else(|| exception(rule, &all)));
     if let Some(exception) = &exception {
         span.add_event(exception.event(time));
         span.exception.clone_from(&exception.kind);

@@ -590,3 +590,183 @@ fn a_method_that_calls_itself_for_something_else_has_two_spans() {
     let what: Vec<_> = w.spans().iter().map(|span| get(span, "what").unwrap()).collect();
     assert_eq!(what, ["begin", "insert"]);
 }
+
+/// What is told of a span when it has ended, and exceptions that are read.
+const LATE: &str = r#"
+pack: late
+probes:
+  - name: statement
+    target: m:Manager.query
+    span: {name: "{sql}", waits_for: result}
+    attributes: {sql: arg1}
+  - name: result
+    kind: event
+    target: m:Manager.execute
+    implementations: true
+    on: statement
+    attributes: {_sql: arg1, rows: return}
+  - name: node
+    target: m:node
+    span: {name: node}
+  - name: handler
+    kind: event
+    target: m:handle
+    on: node
+    attributes: {_type: type(arg1)}
+    exception: {from: argument, type: "{_type}"}
+  - name: attempt
+    kind: event
+    target: m:attempt
+    on: node
+    exception: {from: raised}
+  - name: phase
+    kind: pair
+    target: m:Phase.__enter__
+    span: {name: phase}
+    end: [{target: "m:Phase.__exit__", attributes: {_raised: type(arg2)}}]
+    status: {from: _raised, error: ["*"]}
+    exception: {from: argument, type: "{_raised}"}
+"#;
+
+const STATEMENT: u32 = 0;
+const RESULT: u32 = 1;
+const NODE: u32 = 2;
+const HANDLER: u32 = 3;
+const ATTEMPT: u32 = 4;
+const PHASE: u32 = 5;
+const PHASE_END: u32 = 6;
+
+impl World {
+    fn statement(&mut self, depth: u32, sql: &str) {
+        let call = self.enter_object(MAIN, STATEMENT, depth, 0x10, &[("sql", s(sql))]);
+        self.leave(MAIN, STATEMENT, call, &[]);
+    }
+
+    /// User space has read an exception of this call.
+    fn read(&mut self, call: u64) {
+        let (type_name, message) = ("shop.NoSuchDay".into(), Some("Monday".into()));
+        let read = crate::python::exception::ExceptionFacts { type_name, message, stacktrace: "Traceback".into() };
+        self.assembler.exception(Pid(MAIN.0), Epoch(MAIN.1), Tid(MAIN.2), BootNanos(call), read);
+    }
+}
+
+/// The attributes of the only event, and the description of the status.
+fn exception_of(span: &SpanData) -> (Vec<String>, Option<String>) {
+    let [event] = &span.events.events[..] else { panic!("{:?}", span.events) };
+    (event.attributes.iter().map(|kv| kv.value.to_string()).collect(), error(span))
+}
+
+#[test]
+fn a_span_that_waits_for_the_call_around_it_keeps_its_end_and_is_no_parent() {
+    let mut w = World::with(LATE);
+    let call = w.enter_object(MAIN, RESULT, 0, 0x10, &[("_sql", s("select"))]);
+    w.statement(1, "begin");
+    assert!(w.spans().is_empty(), "it waits");
+    w.statement(1, "select");
+    let begin = w.span();
+    assert_eq!((&*begin.name, get(&begin, "rows")), ("begin", None), "another one waits instead");
+    let node = w.enter(MAIN, NODE, 1, &[]);
+    w.leave(MAIN, NODE, node, &[]);
+    assert_eq!(w.span().parent_span_id, SpanId::INVALID);
+    w.leave(MAIN, RESULT, call, &[("rows", Value::Int(3))]);
+    let select = w.span();
+    assert_eq!((&*select.name, get(&select, "rows").as_deref()), ("select", Some("3")));
+    assert_eq!(select.end_time.duration_since(select.start_time).unwrap(), Duration::from_micros(1));
+    // Without such a call around it nothing waits.
+    w.statement(0, "commit");
+    assert_eq!(&*w.span().name, "commit");
+}
+
+#[test]
+fn an_override_of_an_events_method_and_the_method_are_one_call() {
+    let mut w = World::with(LATE);
+    let own = w.enter_object(MAIN, RESULT, 0, 0x10, &[("_sql", s("select"))]);
+    let base = w.enter_object(MAIN, RESULT, 1, 0x10, &[("_sql", s("select"))]);
+    w.statement(2, "select");
+    w.leave(MAIN, RESULT, base, &[("rows", Value::Int(3))]);
+    assert!(w.spans().is_empty(), "the override goes on");
+    w.leave(MAIN, RESULT, own, &[("rows", Value::Int(2))]);
+    assert_eq!(get(&w.span(), "rows").as_deref(), Some("2"), "what the caller gets");
+    assert_eq!(w.assembler.stats().orphan_events, 0);
+}
+
+#[test]
+fn a_span_does_not_wait_for_ever() {
+    let mut w = World::with(LATE);
+    // The end of the call around it was not seen.
+    w.enter_object(POOL, RESULT, 0, 0x10, &[("_sql", s("select"))]);
+    let call = w.enter_object(POOL, STATEMENT, 1, 0x10, &[("sql", s("select"))]);
+    w.leave(POOL, STATEMENT, call, &[]);
+    let node = w.enter(POOL, NODE, 0, &[]);
+    assert_eq!(&*w.span().name, "select");
+    w.leave(POOL, NODE, node, &[]);
+    assert_eq!(&*w.span().name, "node");
+    // The process ends in that call.
+    w.enter_object(MAIN, RESULT, 0, 0x10, &[("_sql", s("select"))]);
+    w.statement(1, "select");
+    w.exit(MAIN, true, 0);
+    let select = w.span();
+    assert_eq!((get(&select, "floe.incomplete"), get(&select, "rows")), (None, None), "its own end was seen");
+}
+
+#[test]
+fn an_exception_that_a_handler_is_called_with_is_read() {
+    let mut w = World::with(LATE);
+    for read in [true, false] {
+        let node = w.enter(MAIN, NODE, 0, &[]);
+        let call = w.enter(MAIN, HANDLER, 1, &[("_type", s("NoSuchDay"))]);
+        if read {
+            w.read(call);
+        }
+        w.leave(MAIN, HANDLER, call, &[]);
+        w.leave(MAIN, NODE, node, &[]);
+        let told = exception_of(&w.span()).0;
+        let expected: &[&str] = if read { &["shop.NoSuchDay", "Monday", "Traceback"] } else { &["NoSuchDay"] };
+        assert_eq!(told, expected);
+    }
+}
+
+#[test]
+fn an_exception_that_leaves_an_event_is_told_of_a_span() {
+    let mut w = World::with(LATE);
+    let node = w.enter(MAIN, NODE, 0, &[]);
+    let call = w.enter(MAIN, ATTEMPT, 1, &[]);
+    w.leave(MAIN, ATTEMPT, call, &[]);
+    let call = w.enter(MAIN, ATTEMPT, 1, &[]);
+    w.read(call);
+    w.raise(MAIN, ATTEMPT, call, "NoSuchDay", Some(s("Mon")));
+    w.leave(MAIN, NODE, node, &[]);
+    assert_eq!(exception_of(&w.span()), (vec!["shop.NoSuchDay".into(), "Monday".into(), "Traceback".into()], None));
+    // Where there is no such span it passes by; what could not be read is as far as the thread could.
+    let call = w.enter(MAIN, ATTEMPT, 0, &[]);
+    w.raise(MAIN, ATTEMPT, call, "NoSuchDay", None);
+    let node = w.enter(MAIN, NODE, 0, &[]);
+    let call = w.enter(MAIN, ATTEMPT, 1, &[]);
+    w.raise(MAIN, ATTEMPT, call, "NoSuchDay", Some(s("Mon")));
+    w.leave(MAIN, NODE, node, &[]);
+    assert_eq!(exception_of(&w.span()).0, ["NoSuchDay", "Mon"]);
+    assert_eq!(w.assembler.stats().orphan_events, 0);
+}
+
+#[test]
+fn an_exception_that_comes_into_the_end_of_a_pair_is_the_pairs() {
+    let mut w = World::with(LATE);
+    for read in [true, false] {
+        let call = w.enter(MAIN, PHASE, 0, &[]);
+        w.leave(MAIN, PHASE, call, &[]);
+        let call = w.enter(MAIN, PHASE_END, 0, &[("_raised", s("NoSuchDay"))]);
+        if read {
+            w.read(call);
+        }
+        w.leave(MAIN, PHASE_END, call, &[]);
+        let (told, status) = exception_of(&w.span());
+        let expected: (&[&str], &str) = match read {
+            true => (&["shop.NoSuchDay", "Monday", "Traceback"], "shop.NoSuchDay: Monday"),
+            false => (&["NoSuchDay"], "NoSuchDay"),
+        };
+        assert_eq!(
+            (told.iter().map(String::as_str).collect::<Vec<_>>(), status.as_deref()),
+            (expected.0.to_vec(), Some(expected.1))
+        );
+    }
+}

@@ -463,10 +463,8 @@ fn enter(regs: *const pt_regs) -> Option<*mut Thread> {
         if traits & function_flags::SCAN != 0 {
             wanted |= wants::SCAN;
         }
-        if traits & (function_flags::CONTEXT_EXIT | function_flags::STACKTRACE)
-            == (function_flags::CONTEXT_EXIT | function_flags::STACKTRACE)
-        {
-            // __exit__(self, type, value, traceback)
+        if traits & function_flags::EXCEPTION_ARGUMENT != 0 {
+            // __exit__(self, type, value, traceback), or f(self, exception)
             let type_ = pointer(args + 8).unwrap_or(0);
             // SAFETY: `thread` is a map value.
             if type_ != 0 && type_ != unsafe { (*thread).process.none } && !is_control_flow(layout, type_) {
