@@ -1,7 +1,7 @@
 //! What reads input that others make, as functions of bytes: processes, files, configuration, the kernel.
 //!
-//! None of it may panic, hang, or take memory without bound, whatever the bytes are. `PROPTEST_CASES=N` tries more of them than the
-//! unit tests do.
+//! None of it may panic, hang, or take memory without bound, whatever the bytes are. The unit tests below try some of them
+//! (`PROPTEST_CASES=N`: more), libFuzzer as many as it has time for (`cargo xtask fuzz`, and the crate in `fuzz/`).
 
 use std::ffi::OsString;
 use std::io::Write as _;
@@ -20,7 +20,7 @@ use crate::process::{container::Container, identity, maps, run_id};
 use crate::python::elf::ElfFile;
 use crate::python::exception;
 use crate::python::gate;
-use crate::python::identify::InterpreterFile;
+use crate::python::identify::{Interpreter, InterpreterFile};
 use crate::python::layout::PyLayout;
 use crate::python::memory::{Memory, MemoryError};
 use crate::python::objects::{CoreTypes, Heap};
@@ -36,8 +36,8 @@ fn with_file(bytes: &[u8], read: impl FnOnce(PathBuf)) {
     }
 }
 
-/// An executable or library.
-fn elf(bytes: &[u8]) {
+/// An executable or library. If it could hold an interpreter, also the memory of a process of it, for which the same bytes stand.
+pub fn elf(bytes: &[u8]) {
     with_file(bytes, |path| {
         if let Ok(elf) = ElfFile::read(&path, &["main", "_PyRuntime"]) {
             let _ = elf.methods("setrecursionlimit", 8);
@@ -51,6 +51,11 @@ fn elf(bytes: &[u8]) {
         }
         if let Ok(file) = InterpreterFile::read(&path) {
             let _ = (file.gate_offset(), file.stack_functions(), file.run_main(), file.takes_gil());
+            let memory = Image(bytes);
+            let _ = file.meeting_points(&memory, 0);
+            if let Ok(interpreter) = Interpreter::verify(&memory, &file, 0) {
+                let _ = interpreter.gate(&memory, &file);
+            }
         }
     });
     let _ = gate::choose(bytes);
@@ -86,11 +91,36 @@ fn types() -> CoreTypes {
     types.unwrap_or_default()
 }
 
-/// The memory of a process: a byte chooses the layout, the rest is what every address leads to.
-fn objects(bytes: &[u8]) {
+/// Words of memory, written so that what is likely to matter is near: small numbers, places in the image, lengths, anything.
+fn words(mut bytes: &[u8]) -> Vec<u8> {
+    let mut memory = Vec::new();
+    while let Some((&[kind, low, high], rest)) = bytes.split_first_chunk() {
+        bytes = rest;
+        let n = u64::from(u16::from_le_bytes([low, high]));
+        let word = match kind % 8 {
+            0 | 1 => n % 24,
+            2..=4 => BASE + n % 24 * 64,
+            5 => BASE + n % 4096,
+            6 => (1_u64 << (n % 64)).wrapping_sub(n >> 15),
+            _ => match bytes.split_first_chunk() {
+                Some((word, rest)) => {
+                    bytes = rest;
+                    u64::from_le_bytes(*word)
+                }
+                None => u64::MAX,
+            },
+        };
+        memory.extend(word.to_le_bytes());
+    }
+    memory
+}
+
+/// The memory of a process: a byte chooses the layout, the rest are the [`words`] that every address leads to.
+pub fn objects(bytes: &[u8]) {
     let Some((&which, memory)) = bytes.split_first() else { return };
     let layouts = PyLayout::all();
-    let (memory, types) = (Image(memory), types());
+    let memory = words(memory);
+    let (memory, types) = (Image(&memory), types());
     let heap = Heap::new(&memory, &layouts[usize::from(which) % layouts.len()], &types);
     for object in (0..4).map(|n| UserAddr(BASE + n * 64)) {
         let _ = (heap.name(object), heap.int(object), heap.float(object), heap.bytes(object, 100));
@@ -119,7 +149,7 @@ fn objects(bytes: &[u8]) {
 }
 
 /// What `/proc` says of a process that chose its own words.
-fn process(bytes: &[u8]) {
+pub fn process(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     let words: Vec<OsString> = bytes.split(|&byte| byte == 0).map(|word| OsString::from_vec(word.to_vec())).collect();
     let environ = identity::Environ::from_bytes(bytes.to_vec());
@@ -137,7 +167,7 @@ fn process(bytes: &[u8]) {
 }
 
 /// A pack, and the notations in it.
-fn pack(bytes: &[u8]) {
+pub fn pack(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes).into_owned();
     let _ = (notation::parse(&text), CapturePath::parse(&text), Template::parse(&text));
     if let Ok(range) = VersionRange::parse(&text) {
@@ -147,7 +177,7 @@ fn pack(bytes: &[u8]) {
 }
 
 /// The agent's configuration, a floe manifest, the node agent's.
-fn configuration(bytes: &[u8]) {
+pub fn configuration(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     let _ = NodeSettings::parse(&text);
     with_file(bytes, |path| {
@@ -164,7 +194,7 @@ fn configuration(bytes: &[u8]) {
 }
 
 /// Records of the kernel.
-fn events(bytes: &[u8]) {
+pub fn events(bytes: &[u8]) {
     let _ = (decode::decode(bytes), decode::decode_urgent(bytes));
 }
 
@@ -197,20 +227,11 @@ mod tests {
         })
     }
 
-    fn texts(texts: &[&str]) -> Vec<Vec<u8>> {
-        texts.iter().map(|text| text.as_bytes().to_vec()).collect()
-    }
-
-    /// A word of memory: a small number, a place in the image, a length, anything.
-    fn word() -> impl Strategy<Value = u64> {
-        prop_oneof![
-            4 => 0..24_u64,
-            6 => (0..24_u64).prop_map(|n| BASE + n * 64),
-            2 => (0..4096_u64).prop_map(|n| BASE + n),
-            1 => (0..64_u32).prop_map(|n| 1 << n),
-            1 => Just(u64::MAX),
-            1 => any::<u64>(),
-        ]
+    /// What libFuzzer begins with, too.
+    fn seeds(target: &str) -> Vec<Vec<u8>> {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/seeds").join(target);
+        let read = |entry: std::io::Result<std::fs::DirEntry>| std::fs::read(entry.expect("readable").path());
+        std::fs::read_dir(folder).expect("there are seeds").map(|entry| read(entry).expect("readable")).collect()
     }
 
     fn record() -> impl Strategy<Value = Vec<u8>> {
@@ -246,43 +267,24 @@ mod tests {
         }
 
         #[test]
-        fn no_memory_of_a_process_makes_the_agent_panic(which: u8, words in prop::collection::vec(word(), 1..200)) {
-            let mut bytes = vec![which];
-            bytes.extend(words.iter().flat_map(|word| word.to_le_bytes()));
+        fn no_memory_of_a_process_makes_the_agent_panic(bytes in prop::collection::vec(any::<u8>(), 1..800)) {
             objects(&bytes);
         }
 
         #[test]
-        fn no_words_of_a_process_make_the_agent_panic(bytes in damaged(texts(&[
-            "python\0-m\0dbt\0run\0TRACEPARENT=00-0123456789abcdef0123456789abcdef-0123456789abcdef-01\0TRACESTATE=a=b\0",
-            "dagster\0api\0execute_step\0{\"pipeline_run_id\":\"6ba7b810-9dad-11d1-80b4-00c04fd430c8\"}\0",
-            "DAGSTER_PIPES_CONTEXT=eJxLrVCwBAAEAAGd\0DAGSTER_PIPES_MESSAGES=x\0HOSTNAME=dagster-run-1-2\0FLOE_RUN_ID=x\0",
-            "42 (a) b (c) S 7 42 42 0 -1 4194304 1 2 3 4 5 6 7 8 20 0 1 0 12345 1000 10",
-            "Name:\tx\nPid:\t77\nTracerPid:\t9\nUid:\t0\t1000\t0\t0\nNSpid:\t77\t1\nSeccomp:\t2\nx86_Thread_features:\tshstk\n",
-            "1000-2000 r-xp 00000000 08:01 11 /usr/lib/python3.so\n7f00-7fff rw-p 0 00:00 0 [heap]\n",
-            "0::/kubepods/burstable/pod12345678-1234-1234-1234-123456789abc/0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef\n",
-            "from dbt.cli import main, x\nimport a.b as c, d; from . import e\n",
-            "postgres://user:secret@host/db?password=x --token abc Authorization: Bearer abc",
-        ]))) {
+        fn no_words_of_a_process_make_the_agent_panic(bytes in damaged(seeds("process"))) {
             process(&bytes);
         }
 
         #[test]
         fn no_pack_makes_the_agent_panic(bytes in damaged(
-            crate::catalogue::EMBEDDED.iter().map(|(_, text)| text.as_bytes().to_vec()).chain(texts(&[
-                "shop:Cart.add(item=arg(1, 'name'), count=return['a'][0].b)", "arg0.x[*].y", "{a} of {b|c}", ">=1.8,<1.13",
-            ])).collect()
+            crate::catalogue::EMBEDDED.iter().map(|(_, text)| text.as_bytes().to_vec()).chain(seeds("pack")).collect()
         )) {
             pack(&bytes);
         }
 
         #[test]
-        fn no_configuration_makes_the_agent_panic(bytes in damaged(texts(&[
-            "discovery: {instrument: [{modules: [dbt], user: 'a*', container: true}]}\nbudget: {cpu_percent: 5}\n",
-            "outputs: [console, spans.jsonl]\notlp:\n  endpoint: http://localhost:4317\n  headers: {a: b}\nsampling: {ratio: 0.5}\n",
-            "observability:\n  telemetry:\n    enabled: true\n    otlp_endpoint: http://x:4317\n    sampling: {dev: 1.0}\n",
-            "profile=jaeger\nqueue.spans=10\nqueue.delay=5s\nresource.attributes.a=b\n",
-        ]))) {
+        fn no_configuration_makes_the_agent_panic(bytes in damaged(seeds("configuration"))) {
             configuration(&bytes);
         }
 

@@ -11,8 +11,8 @@ pub mod catalogue;
 pub mod cli;
 pub mod config;
 pub mod export;
-#[cfg(test)]
-mod fuzz;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod kernel;
 pub mod node;
 pub mod process;

@@ -6,6 +6,7 @@ mod ci;
 mod demo;
 mod deploy;
 mod ebpf_toolchain;
+mod fuzz;
 mod jaeger;
 mod progress;
 mod python;
@@ -41,6 +42,8 @@ enum Task {
     Ci,
     /// Render and check the chart, compare the plain manifests with it, check the scripts
     Deploy(deploy::Options),
+    /// Let libFuzzer make up input for what reads foreign input
+    Fuzz(fuzz::Options),
     /// Measure what tracing costs, as ratios within one run
     Bench(bench::Options),
     /// Build Jaeger and run it until Ctrl-C: a backend for traces, without its web pages
@@ -67,6 +70,7 @@ fn run(task: Task) -> anyhow::Result<()> {
     match task {
         Task::Demo => demo::run(&progress),
         Task::Deploy(options) => deploy::run(&progress, &options),
+        Task::Fuzz(options) => fuzz::run(&progress, &options),
         Task::Test(options) => test::run(&progress, &options),
         Task::Setup(options) => setup::run(&progress, options),
         Task::Bench(options) => bench::run(&progress, options),

@@ -134,7 +134,7 @@ impl Catalogue {
     }
 
     /// The packs in these texts (file name, text); all of them must be right.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn from_texts(texts: &[(String, String)], probes: &[String]) -> Result<Self, CatalogueError> {
         let Loaded { catalogue, left_out } = Self::of_texts(texts, probes)?;
         left_out.into_iter().next().map_or(Ok(catalogue), Err)
