@@ -13,6 +13,7 @@ use crate::agent::Outcome;
 use crate::fixture::fixture;
 use crate::run::Run;
 use crate::skip::skip;
+use crate::span::Log;
 
 /// A copy of `tests/fixtures/dbt`.
 pub struct Project(TempDir);
@@ -20,7 +21,12 @@ pub struct Project(TempDir);
 impl Project {
     /// A new one.
     pub fn copy() -> Self {
-        Self(fixture("dbt"))
+        Self::of("dbt")
+    }
+
+    /// A copy of another folder of `tests/fixtures`.
+    pub fn of(folder: &str) -> Self {
+        Self(fixture(folder))
     }
 
     /// Its folder.
@@ -86,7 +92,11 @@ pub fn node_logs(file: &Path, outcome: &Outcome) -> usize {
         let message = text(&line["info"]["msg"]);
         let plain: String = strip(&message).chars().take(900).collect();
         let records: Vec<_> = outcome.logs.iter().filter(|log| log.body.starts_with(plain.trim_end())).collect();
-        if records.is_empty() || records.iter().any(|log| log.span != spans[node]) {
+        let is_it = |log: &&Log| {
+            let code = log.attributes.get("dbt.event.code");
+            log.span == spans[node] && code.is_none_or(|code| *code == line["info"]["code"])
+        };
+        if records.is_empty() || !records.iter().all(is_it) {
             let near = |body: &&str| body.starts_with(plain.get(..16).unwrap_or(&plain));
             let bodies: Vec<_> = outcome.logs.iter().map(|log| log.body.as_str()).filter(near).collect();
             wrong.push(format!("{node}: {plain:?}: {records:?}; alike are {bodies:?}"));

@@ -182,6 +182,10 @@ log.info("complex: %s", {"a": object()})
             ("INFO", "complex: %s", false),
         ];
         assert_eq!(seen, expected);
+        let places =
+            outcome.logs.iter().map(|log| (&log.attributes["code.file.path"], &log.attributes["code.line.number"]));
+        let lines: Vec<_> = places.map(|(file, line)| (file.as_str(), line.as_u64())).collect();
+        assert_eq!(lines, [7, 11, 13, 14].map(|line| (Some("<string>"), Some(line))));
         assert!(outcome.logs.iter().all(|log| log.logger == "shop.orders" && log.pid == span.pid));
         assert!(outcome.logs[..2].iter().all(|log| log.trace == span.trace));
         assert_eq!(outcome.logs[1].attributes["exception.type"], "ZeroDivisionError");
@@ -201,6 +205,9 @@ fn what_dbt_logs_about_a_node_is_in_the_span_of_the_node() {
         let about_nodes = node_logs(&project.path().join("logs/dbt.log"), &outcome);
         assert!(about_nodes > 20, "{format}: {about_nodes} records about nodes");
         assert!(outcome.logs.iter().any(|log| log.logger == "dbt" && log.severity == "ERROR"));
+        // Only JSON has dbt's code of the event.
+        let coded = outcome.logs.iter().any(|log| log.attributes.contains_key("dbt.event.code"));
+        assert_eq!(coded, format == "json");
         // An event that is written twice is one record.
         let starting = outcome.logs.iter().filter(|log| log.body.starts_with("Running with dbt")).count();
         assert_eq!(starting, 1, "{format}");
