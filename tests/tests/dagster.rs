@@ -75,6 +75,11 @@ fn compare(outcome: &Outcome, run: &Value, wrong: &mut Vec<String>) {
     if is_error(root) != (run["status"] == "FAILURE") {
         wrong.push(format!("the run's status is {:?}, Dagster's is {}", root.status, run["status"]));
     }
+    let ended =
+        of_type(&["PIPELINE_SUCCESS", "PIPELINE_FAILURE", "PIPELINE_CANCELED"]).next().map(|event| text(event, "type"));
+    if root.text("dagster.run_status") != ended {
+        wrong.push(format!("the run ended with {:?}, not {ended:?}", root.get("dagster.run_status")));
+    }
     let reason = of_type(&["PIPELINE_FAILURE"]).next().map(|event| text(event, "failure_reason"));
     if root.text("dagster.failure_reason") != reason {
         wrong.push(format!("the reason is {:?}, not {reason:?}", root.get("dagster.failure_reason")));
@@ -86,16 +91,15 @@ fn compare(outcome: &Outcome, run: &Value, wrong: &mut Vec<String>) {
     compare_steps(&spans, root, run, wrong);
 
     // I/O managers: one span for what was written and read, with the class of the manager.
-    for (kind, name, what) in [
-        ("HANDLED_OUTPUT", "dagster.io_manager.handle_output", "output_name"),
-        ("LOADED_INPUT", "dagster.io_manager.load_input", "input_name"),
+    for (kind, name, what, attribute) in [
+        ("HANDLED_OUTPUT", "dagster.io_manager.handle_output", "output_name", "dagster.output_name"),
+        ("LOADED_INPUT", "dagster.io_manager.load_input", "input_name", "dagster.input_name"),
     ] {
         for event in events.iter().filter(|event| event["type"] == kind) {
-            let attribute = format!("dagster.{what}");
             let found = spans.iter().filter(|span| {
                 span.name == name
                     && span.get("dagster.step_key") == Some(&event["step"])
-                    && span.get(&attribute) == Some(&event[what])
+                    && span.get(attribute) == Some(&event[what])
                     && !is_error(span)
             });
             let [span] = found.collect::<Vec<_>>()[..] else {
@@ -115,12 +119,15 @@ fn compare(outcome: &Outcome, run: &Value, wrong: &mut Vec<String>) {
             if kind == "LOADED_INPUT" && (link.is_none() || span.links != link.into_iter().collect::<Vec<_>>()) {
                 wrong.push(format!("{kind} of {}: it is linked to {:?}", event["step"], span.links));
             }
-            if kind == "LOADED_INPUT" && span.get("dagster.upstream.step_key") != Some(&event["upstream_step_key"]) {
-                wrong.push(format!(
-                    "{kind} of {}: upstream is {:?}",
-                    event["step"],
-                    span.get("dagster.upstream.step_key")
-                ));
+            for (attribute, value) in [
+                ("dagster.upstream.step_key", &event["upstream_step_key"]),
+                ("dagster.upstream.output_name", &event["upstream_output_name"]),
+                ("dagster.upstream.run_id", &run["run_id"]),
+            ] {
+                let expected = Some(value).filter(|_| kind == "LOADED_INPUT");
+                if span.get(attribute) != expected {
+                    wrong.push(format!("{kind} of {}: {attribute} is {:?}", event["step"], span.get(attribute)));
+                }
             }
         }
     }
@@ -131,6 +138,26 @@ fn compare(outcome: &Outcome, run: &Value, wrong: &mut Vec<String>) {
     let count = |kinds| of_type(kinds).count();
     if (well.len(), failed.len()) != (count(&["RESOURCE_INIT_SUCCESS"]), count(&["RESOURCE_INIT_FAILURE"])) {
         wrong.push(format!("{} and {} spans of resources", well.len(), failed.len()));
+    }
+    // `Finished initialization of resources [io_manager, json].`
+    let mut said: Vec<_> = of_type(&["RESOURCE_INIT_SUCCESS"])
+        .filter_map(|event| text(event, "message").split_once('[')?.1.split_once(']'))
+        .map(|(names, _)| names.split(", ").filter(|name| !name.is_empty()).collect::<Vec<_>>())
+        .collect();
+    let mut told: Vec<Vec<_>> = well
+        .iter()
+        .map(|span| {
+            let events = span.events.iter().filter(|event| event.name == "dagster.resource.init");
+            let mut names: Vec<_> =
+                events.filter_map(|event| event.attributes["dagster.resource.name"].as_str()).collect();
+            names.sort_unstable();
+            names
+        })
+        .collect();
+    said.sort_unstable();
+    told.sort_unstable();
+    if told != said {
+        wrong.push(format!("the resources are {told:?}, Dagster says {said:?}"));
     }
 
     // Asset checks.
@@ -145,8 +172,10 @@ fn compare(outcome: &Outcome, run: &Value, wrong: &mut Vec<String>) {
             continue;
         };
         let span = checks.remove(at);
-        for (attribute, value) in [("passed", "passed"), ("severity", "severity")] {
-            if span.get(&format!("dagster.asset_check.{attribute}")) != Some(&event[value]) {
+        for (attribute, value) in
+            [("dagster.asset_check.passed", "passed"), ("dagster.asset_check.severity", "severity")]
+        {
+            if span.get(attribute) != Some(&event[value]) {
                 wrong.push(format!("{}: {attribute} is not {}", span.name, event[value]));
             }
         }
@@ -203,8 +232,12 @@ fn compare_steps(spans: &[&Span], root: &Span, run: &Value, wrong: &mut Vec<Stri
                 end.get("duration_ms")
             ));
         }
-        if step.get("dagster.seconds_to_wait") != end.get("seconds_to_wait") {
-            wrong.push(format!("{key}: the wait is {:?}", step.get("dagster.seconds_to_wait")));
+        for (attribute, value) in
+            [("dagster.seconds_to_wait", "seconds_to_wait"), ("dagster.error_source", "error_source")]
+        {
+            if step.get(attribute) != end.get(value) {
+                wrong.push(format!("{key}: {attribute} is {:?}, not {:?}", step.get(attribute), end.get(value)));
+            }
         }
         // Dagster takes the time after its own work for the event.
         let (began, said) = (step.start as f64 / 1e9, begin["time"].as_f64().expect("a time"));
@@ -241,8 +274,8 @@ fn compare_steps(spans: &[&Span], root: &Span, run: &Value, wrong: &mut Vec<Stri
         let told: Vec<_> = told
             .filter(|event| event.name == "dagster.asset.materialization")
             .map(|event| {
-                let get = |name: &str| event.attributes.get(&format!("dagster.materialization.{name}"));
-                (get("asset_key"), get("partition"))
+                let get = |name: &str| event.attributes.get(name);
+                (get("dagster.materialization.asset_key"), get("dagster.materialization.partition"))
             })
             .collect();
         if told != said {
@@ -290,6 +323,7 @@ fn assets_are_traced_in_one_process() {
     for bin in environments() {
         let instance = Instance::new(&bin);
         let (outcome, _) = instance.job("in_one_process", 0);
+        assert_eq!(one(&outcome, "dagster.run.in_one_process").text("dagster.executor"), Some("InProcessExecutor"));
         for key in ["orders", "shop/reports/totals", "archive", "largest", "web/visits", "newsletter"] {
             let asset = one(&outcome, &format!("dagster.asset.{key}")).clone();
             assert_eq!(asset.text("dagster.asset_key"), Some(key));
@@ -358,6 +392,7 @@ fn steps_in_processes_of_their_own_are_traced() {
     let Some(bin) = environments().into_iter().next() else { return };
     let (outcome, _) = Instance::new(&bin).job("in_many_processes", 0);
     let root = one(&outcome, "dagster.run.in_many_processes");
+    assert_eq!(root.text("dagster.executor"), Some("MultiprocessExecutor"));
     for step in outcome.spans.iter().filter(|span| span.name.starts_with("dagster.step.")) {
         assert_ne!(step.pid, root.pid);
     }
@@ -401,6 +436,10 @@ fn a_sensor_launches_a_run_under_dagster_dev() {
         let span = span.unwrap_or_else(|| panic!("no evaluation with {attribute}\n{outcome}"));
         assert_eq!(span.get(attribute), Some(&tick[key]));
         assert_eq!(span.text("dagster.cursor"), tick["cursor"].as_str());
+        assert_eq!(span.text("dagster.repository_name"), Some("__repository__"));
+        // Only the first evaluation has no cursor from before.
+        let before = Some("file-1").filter(|_| status == "SKIPPED");
+        assert_eq!(span.text("dagster.cursor.before"), before, "{span:?}");
     }
     // The request of the run leads to the run.
     let request = one(&outcome, "dagster.run_request.new_files");
