@@ -428,7 +428,7 @@ pub mod instance_style {
 shared! {
     /// Remembers, for one hop and one type, where the attribute was (map `HOPS`). Every use checks it, against the target's
     /// memory or by the type's version.
-    pub struct HopEntry [88] {
+    pub struct HopEntry [80] {
         /// The type (attributes) or 0.
         pub type_: u64,
         /// The keys object; 0 where only the index is a hint (per-instance dicts).
@@ -441,9 +441,6 @@ shared! {
         pub index: u32,
         /// Not used.
         pub reserved: u32,
-        /// Type flags (low half), which do not change while a type lives, with the low half of the type's address (high
-        /// half): one word, so that two CPUs that write the entry at once cannot mix two types.
-        pub flags: u64,
         /// Address of the key in the keys object, where `keys` is not 0.
         pub slot: u64,
         /// Index in the keys that all instances of a type share, which no key leaves before the type dies (3.11 on), while

@@ -453,7 +453,7 @@ fn lookup(thread: *mut Thread, object: u64, key: u32, hop: u32) -> Option<u64> {
         let head = head(thread, object)?;
         let type_ = head[HEAD_TYPE];
         let entry = hop_entry(hop, type_)?;
-        match storage(thread, object, &head, entry)? {
+        match storage(thread, object, &head)? {
             (values, 0) => {
                 let layout = layout(thread)?;
                 let version = read::<u32>(type_ + u64::from(layout.type_version))?;
@@ -566,19 +566,11 @@ fn head(thread: *mut Thread, object: u64) -> Option<Head> {
 
 /// Where an instance keeps its attributes: `(values array, 0)` or `(0, dict)`.
 #[inline(always)]
-fn storage(thread: *mut Thread, object: u64, head: &Head, entry: *mut HopEntry) -> Option<(u64, u64)> {
+fn storage(thread: *mut Thread, object: u64, head: &Head) -> Option<(u64, u64)> {
     let layout = layout(thread)?;
     let type_ = head[HEAD_TYPE];
-    // SAFETY: an element of HOPS.
-    let known = unsafe { (*entry).flags };
-    let flags = if known != 0 && known >> 32 == type_ & 0xffff_ffff {
-        known & 0xffff_ffff
-    } else {
-        let flags = type_flags(layout, type_)?;
-        // SAFETY: an element of HOPS.
-        unsafe { (*entry).flags = (type_ << 32) | (flags & 0xffff_ffff) };
-        flags
-    };
+    // Not remembered: where a class dies, another one comes to be at its address.
+    let flags = type_flags(layout, type_)?;
     let style = layout.instance_style;
     let mut values = 0;
     let mut dict = 0;

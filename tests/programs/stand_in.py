@@ -11,6 +11,7 @@ import json
 import os
 import re
 import sys
+import uuid
 
 STEP = re.compile(r"\.(?P<attribute>\w+)|\['(?P<key>[^']*)'\]|\[(?P<item>\d+)\]|(?P<each>\[\*\])")
 ROOT = re.compile(r"arg\((?P<number>\d+), *'(?P<name>\w+)'\)|arg(?P<position>\d+)|(?P<self>self)|kwargs\['(?P<keyword>\w+)'\]"
@@ -28,7 +29,7 @@ def new_type(name, bases=(), namespace=None):
 def parse(text):
     """(how its end is read, its root, its steps)"""
     read = "value"
-    inner = re.fullmatch(r"(type|len|dict|str)\((.*)\)", text)
+    inner = re.fullmatch(r"(type|len|dict|str|uuid)\((.*)\)", text)
     joined = re.fullmatch(r"join\('([^']*)', *(.*)\)", text)
     if inner:
         read, text = inner.groups()
@@ -165,6 +166,8 @@ class Maker:
                 return {"one": "e%d" % self.number(), "two": self.number(), "three": None}
             if "len" in node.reads:
                 return (self.number(),) * (self.number() % 5 + 1)
+            if "uuid" in node.reads:
+                return 0x1234 << 64 | self.number()
             if "type" in node.reads:
                 return new_type("Kind%d" % self.number(), (Exception,))()
             return "v%d" % self.number()
@@ -261,6 +264,8 @@ def walk(value, steps, read):
             return ABSENT
     if read == "type":
         return type(value).__name__
+    if read == "uuid":
+        return str(uuid.UUID(int=value)) if type(value) is int and value >= 0 else ABSENT
     if read == "len":
         return len(value) if isinstance(value, (tuple, list, dict, str)) else ABSENT
     if read == "dict":

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use floe_tests::dagster::Instance;
 use floe_tests::{Agent, Outcome, Run, Span, Status, can_trace, fixture, programs, say};
 use serde_json::Value;
 
@@ -14,6 +15,7 @@ struct Compilation {
     outcome: Outcome,
     spec: PathBuf,
     manifest: PathBuf,
+    output: PathBuf,
     artifacts: Option<Value>,
     /// floe's log: one JSON object a line.
     log: Vec<Value>,
@@ -47,7 +49,7 @@ impl Compilation {
             outcome.spans.len(),
             outcome.finished.took.as_secs_f64()
         ));
-        Self { outcome, spec, manifest, artifacts, log }
+        Self { outcome, spec, manifest, output, artifacts, log }
     }
 
     /// The only span with this name.
@@ -78,6 +80,8 @@ impl Compilation {
         assert_eq!((command.parent.as_ref(), root.parent.as_ref()), (None, Some(&command.id)));
         assert_eq!(root.text("floe.spec_path"), self.spec.to_str());
         assert_eq!(root.text("floe.manifest_path"), self.manifest.to_str());
+        assert_eq!(command.text("floe.output_path"), self.output.to_str());
+        assert_eq!(command.text("floe.output_format"), Some("json"));
         // The stages that floe says it has finished, in its order.
         for line in self.logged("compilation_stage_complete") {
             let stage = line["stage"].as_str().expect("a name").to_lowercase();
@@ -166,7 +170,13 @@ fn a_compilation_is_traced_stage_by_stage() {
             }
             assert_eq!(root.status, Status::Unset);
             let profile = compilation.span("compute.generate_profile");
-            assert_eq!(profile.text("compute.engine"), Some("duckdb"));
+            let said = &artifacts["dbt_profiles"][product];
+            let target = said["target"].as_str().expect("a target");
+            assert_eq!(profile.text("compute.engine"), said["outputs"][target]["type"].as_str());
+            // floe tells no more of the path.
+            let path = Path::new(said["outputs"][target]["path"].as_str().expect("a path"));
+            assert_eq!(profile.text("compute.db_path").map(Path::new), path.file_name().map(Path::new));
+            assert_eq!(profile.text("compute.target"), None, "floe names none");
             assert_eq!(profile.parent.as_ref(), Some(&compilation.span("floe.compile.stage5").id));
         }
     }
@@ -219,4 +229,63 @@ fn a_policy_that_is_violated_fails_the_enforcement_and_the_compilation() {
     assert!(root.with_prefix("floe.error.").is_empty());
     assert_eq!(compilation.span("floe.compile.stage5").status, Status::Unset);
     assert!(!compilation.has("floe.compile.stage6"));
+}
+
+#[test]
+fn a_compiled_product_runs_in_dagster_and_floes_calls_of_dbt_are_the_parents_of_dbt() {
+    let Some(_alone) = can_trace() else { return };
+    let Some(bin) = programs("FLOE").pop() else { return };
+    let folder = fixture("floe");
+    let path = fs::canonicalize(folder.path()).expect("it is there");
+    let project = path.join("customer-orders");
+    // Where floe's own loader looks for it.
+    let compile = Run::new(bin.join("floe"))
+        .args(["platform", "compile", "--spec", "floe.yaml", "--manifest", "../manifest.yaml"])
+        .args(["--output", "compiled_artifacts.json"])
+        .folder(&project)
+        .limit(Duration::from_mins(5));
+    compile.run().expect(0);
+    let instance = Instance::new(&bin).variable("PRODUCT", &project);
+    // The warehouse's path is relative.
+    fs::create_dir(instance.path().join("target")).expect("the folder is ours");
+    let assets = path.join("assets.py");
+    let words = ["asset", "materialize", "--select", "*", "-f", assets.to_str().expect("a text")];
+    let outcome = instance.traced(&words, 0);
+    let run = &instance.recorded()["runs"][0];
+    let trace = run["run_id"].as_str().expect("a text").replace('-', "");
+
+    let only = |name: &str, parent: &Span| {
+        let found = outcome.named(name).filter(|span| span.parent.as_deref() == Some(&parent.id));
+        let [span] = found.collect::<Vec<_>>()[..] else { panic!("not one `{name}` below {}\n{outcome}", parent.name) };
+        span.clone()
+    };
+    let materialised = run["events"].as_array().expect("a list").iter();
+    let materialised: Vec<&str> = materialised
+        .filter(|event| event["type"] == "ASSET_MATERIALIZATION")
+        .filter_map(|event| event["asset_key"].as_str())
+        .collect();
+    assert_eq!(materialised, ["bronze_orders", "silver_orders", "rebuilt"]);
+    for asset in materialised {
+        let of_asset = outcome.spans.iter().find(|span| span.name == format!("dagster.asset.{asset}"));
+        let of_asset = of_asset.unwrap_or_else(|| panic!("no span of {asset}\n{outcome}"));
+        let floe = only("floe.dbt.run", of_asset);
+        assert_eq!(floe.text("dbt.command"), Some("run"));
+        assert_eq!(floe.text("dbt.target"), Some("dev"));
+        assert_eq!(floe.text("dbt.project_dir"), project.to_str());
+        let profiles = floe.text("dbt.profiles_dir").expect("floe wrote it");
+        assert!(Path::new(profiles).join("profiles.yml").exists(), "{profiles}");
+        let rebuilt = asset == "rebuilt";
+        assert_eq!(floe.text("dbt.select"), Some(asset).filter(|_| !rebuilt));
+        assert_eq!(floe.text("dbt.exclude"), Some("silver_orders").filter(|_| rebuilt));
+        assert_eq!(floe.get("dbt.full_refresh"), Some(&Value::Bool(rebuilt)));
+        // What floe says of its span when dbt has run.
+        assert_eq!(floe.int("dbt.models_run"), Some(1), "{floe:?}");
+        let dbt = only("dbt.run", &floe);
+        assert_eq!(dbt.text("dbt.project_name"), Some("customer_orders"));
+        let model = only(&format!("dbt.model.{}", if rebuilt { "bronze_orders" } else { asset }), &dbt);
+        assert_eq!(model.text("dbt.status"), Some("success"));
+        for span in [of_asset, &floe, &dbt, &model] {
+            assert_eq!(span.trace, trace, "{span:?}");
+        }
+    }
 }

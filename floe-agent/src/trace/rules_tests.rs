@@ -760,9 +760,10 @@ fn an_exception_that_comes_into_the_end_of_a_pair_is_the_pairs() {
         }
         w.leave(MAIN, PHASE_END, call, &[]);
         let (told, status) = exception_of(&w.span());
-        let expected: (&[&str], &str) = match read {
-            true => (&["shop.NoSuchDay", "Monday", "Traceback"], "shop.NoSuchDay: Monday"),
-            false => (&["NoSuchDay"], "NoSuchDay"),
+        let expected: (&[&str], &str) = if read {
+            (&["shop.NoSuchDay", "Monday", "Traceback"], "shop.NoSuchDay: Monday")
+        } else {
+            (&["NoSuchDay"], "NoSuchDay")
         };
         assert_eq!(
             (told.iter().map(String::as_str).collect::<Vec<_>>(), status.as_deref()),
