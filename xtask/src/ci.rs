@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 
 use crate::progress::Progress;
 use crate::setup::{self, cargo, in_path};
-use crate::{deploy, fuzz, jaeger, python, test};
+use crate::{deploy, jaeger, python, test};
 
 /// Interpreters that the tests must have run on.
 const MIN_INTERPRETERS: usize = 2;
@@ -54,7 +54,6 @@ fn parts(progress: &Progress, times: &mut Vec<(&'static str, f64)>) -> Result<()
         progress.cargo("documentation", &mut doc)
     })?;
     timed("deployment", &|| deploy::run(progress, &deploy::Options::default()))?;
-    timed("fuzzing", &|| fuzz::run(progress, &fuzz::Options::short()))?;
     timed("Jaeger and Collector", &|| jaeger::variables(progress, true, true).map(drop))?;
     timed("tests", &|| {
         let all = test::Options { filter: None, require_bpf: true, require_jaeger: true, require_browser: true };

@@ -40,13 +40,6 @@ pub struct Options {
     seconds: u64,
 }
 
-impl Options {
-    /// A short run of all targets.
-    pub fn short() -> Self {
-        Self { target: None, seconds: 5 }
-    }
-}
-
 /// Runs the targets.
 pub fn run(progress: &Progress, options: &Options) -> Result<()> {
     let crate_folder = workspace().join("fuzz");

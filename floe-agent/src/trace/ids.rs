@@ -27,8 +27,7 @@ pub fn span_id(trace: TraceId, key: &str, occurrence: u32) -> SpanId {
 /// The ids of a span that a program exports itself, as UUIDs write them: the second one's lower half is the span's.
 pub(super) fn external(trace: &str, span: &str) -> Option<(TraceId, SpanId)> {
     let trace = TraceId::from_bytes(uuid_bytes(trace)?);
-    let [.., a, b, c, d, e, f, g, h] = uuid_bytes(span)?;
-    let span = SpanId::from_bytes([a, b, c, d, e, f, g, h]);
+    let span = SpanId::from_bytes(*uuid_bytes(span)?.last_chunk()?);
     (trace != TraceId::INVALID && span != SpanId::INVALID).then_some((trace, span))
 }
 

@@ -115,6 +115,7 @@ pub(super) enum Handle {
 
 /// A span that has not ended.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each one is a fact of its own")]
 pub(super) struct OpenSpan {
     pub(super) id: SpanId,
     pub(super) trace: Arc<Trace>,
