@@ -27,8 +27,9 @@ const ALWAYS: [&str; 8] =
     ["dagster.attempt", "dagster.io_manager", "dbt.phase", "t._hook", "t._node", "t._retry", "t._returned", "t.case"];
 
 /// Attributes that are in no test of a real package, and why.
-const ONLY_STAND_INS: [(&str, &str); 2] = [
+const ONLY_STAND_INS: [(&str, &str); 3] = [
     ("dbt.query_id", "adapters that need a service in the cloud"),
+    ("floe.project_dir", "floe's loader of definitions, whose assets do not work with dagster 1.13"),
     ("iceberg.tables_written", "floe's export needs a catalogue of Iceberg tables"),
 ];
 
