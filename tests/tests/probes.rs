@@ -94,3 +94,10 @@ fn probes_are_listed_and_shown() {
     let schema: Value = serde_json::from_str(&probes(&["schema"]).expect(0)).expect("it is JSON");
     assert!(schema["properties"]["probes"].is_object(), "{schema}");
 }
+
+#[test]
+fn a_reader_that_stops_early_is_no_error() {
+    let cut = Run::shell(&format!("'{}' probes schema | head -n 1", Agent::binary().display())).run();
+    cut.expect(0);
+    assert_eq!(cut.err(), "");
+}

@@ -129,6 +129,9 @@ pub fn main() -> u8 {
     }
     let cli = Cli::parse();
     start_log(cli.verbose);
+    if !matches!(cli.command, Command::Exec { .. } | Command::Attach { .. } | Command::Run { .. }) {
+        end_with_the_reader();
+    }
     let result = match cli.command {
         Command::Exec { options, command } => exec::run(&options, &command),
         Command::Attach { options, pid } => attach::run(&options, pid),
@@ -142,6 +145,12 @@ pub fn main() -> u8 {
         eprintln!("floe-agent: {}", described(&error));
         BAD_INPUT
     })
+}
+
+/// What only prints ends quietly when nobody reads on, as behind `| head`.
+fn end_with_the_reader() {
+    // SAFETY: the default action, and no other thread is there yet.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
 }
 
 /// Lets the agent have as many open files as it may: each probe is one. Not where it starts a command, which would inherit that.
