@@ -176,9 +176,7 @@ class Maker:
             items = [self.make(node.steps[each], way + (each,)) for _ in range(self.items)]
             if self.hole and self.hole[:-1] == way and self.hole[-1][0] == "item":
                 items[int(self.hole[-1][1])] = self.instead
-            # Attributes know no lists of lists.
-            lists = [item if isinstance(item, list) else [item] for item in items if item is not ABSENT]
-            return [item for items in lists for item in items]
+            return [item for item in items if item is not ABSENT]
         if kinds == {"key"}:
             made = {step[1]: self.make(below, way + (step,)) for step, below in node.steps.items()}
             return {key: item for key, item in made.items() if item is not ABSENT}
@@ -260,7 +258,9 @@ def walk(value, steps, read):
             items = [walk(item, steps[at + 1:], "value" if last else read) for item in value]
             if isinstance(read, list) and last:
                 return read[1].join(map(text, items)) if ABSENT not in items else ABSENT
-            return [item for item in items if item is not ABSENT]
+            # Attributes know no lists of lists.
+            lists = [item if isinstance(item, list) else [item] for item in items if item is not ABSENT]
+            return [item for items in lists for item in items]
         value = hop(value, step)
         if value is ABSENT:
             return ABSENT
