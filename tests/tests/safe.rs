@@ -72,7 +72,8 @@ fn an_agent_that_is_told_to_stop_ends_well_and_the_program_goes_on() {
     }
     // Nothing is armed any more: it is as fast as it was, which shows in the gate's hits of another agent's eyes.
     let mut tracing = Agent::new().probe("safe_target:absent").attach(program.pid());
-    thread::sleep(Duration::from_millis(700));
+    tracing.agent.wait_for_error("tracing process");
+    thread::sleep(Duration::from_millis(500));
     tracing.agent.signal(Signal::INT);
     tracing.agent.close_input();
     let outcome = tracing.wait();
