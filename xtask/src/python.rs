@@ -275,12 +275,17 @@ fn environment(progress: &Progress, spec: &Spec, interpreter: &Interpreter) -> R
     with_uv.or_else(|_| {
         let mut ensurepip = without_python(&python);
         progress.run(&format!("{label}, pip"), ensurepip.args(["-m", "ensurepip"]))?;
-        let mut installer = without_python(&python);
-        installer.args(["-m", "pip", "install", "--no-input", "--disable-pip-version-check", "--progress-bar", "off"]);
-        packages(installer)
+        packages(pip_install(&python))
     })?;
     fs::write(&stamp, made_of)?;
     Ok(Environment { bin })
+}
+
+/// `pip install`, of an environment's own pip.
+fn pip_install(python: &Path) -> Command {
+    let mut command = without_python(python);
+    command.args(["-m", "pip", "install", "--no-input", "--disable-pip-version-check", "--progress-bar", "off"]);
+    command
 }
 
 /// uv, which installs packages several times as fast as pip.
@@ -299,9 +304,7 @@ fn uv(progress: &Progress, interpreter: &Interpreter) -> Result<PathBuf> {
     if !stamp.exists() {
         let mut venv = without_python(&interpreter.path);
         progress.run("uv, environment", venv.args(["-m", "venv", "--clear"]).arg(&folder))?;
-        let mut pip = without_python(&folder.join("bin/python"));
-        pip.args(["-m", "pip", "install", "--no-input", "--disable-pip-version-check", "--progress-bar", "off"]);
-        progress.run("uv", pip.arg(format!("uv=={UV}")))?;
+        progress.run("uv", pip_install(&folder.join("bin/python")).arg(format!("uv=={UV}")))?;
         fs::write(&stamp, "")?;
     }
     Ok(uv)
