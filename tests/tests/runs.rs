@@ -258,22 +258,16 @@ fn compilation_orchestration_and_dbt_of_one_process_tree_or_one_run_id_are_one_t
     let compile = "floe platform compile --spec customer-orders/floe.yaml --manifest manifest.yaml --output out.json";
     let run = "dagster job execute -f launches.py -j in_one_process";
     let script = format!("(cd {} && {compile}) && {run}; exit $?", floe.path().display());
-    let path = format!("{}:{}", shop.instance.bin().display(), env::var("PATH").unwrap_or_default());
-    let all_of_it =
-        || Run::new("sh").args(["-c", &script]).folder(shop.instance.path()).limit(LIMIT).variable("PATH", &path);
-    let with = |run: Run| {
-        let path = shop.instance.path();
-        run.variable("DAGSTER_HOME", path).variable("SHOP_STATE", path).variable("SHOP_DBT", shop.project.path())
-    };
+    let all_of_it = || shop.in_pods("/bin/sh", &["-c", &script]);
     let agent = || Agent::with_packs().limit(LIMIT);
 
     // One process tree: the shell is the root, and the run's id that of the trace.
-    let tree = agent().option("--set").option("correlation.programs=sh").exec(&with(all_of_it()));
+    let tree = agent().option("--set").option("correlation.programs=sh").exec(&all_of_it());
     tree.finished.expect(0);
     tree.nothing_lost();
     let trace = shop.run()["run_id"].as_str().expect("a text").replace('-', "");
     // One run id.
-    let given = agent().exec(&with(all_of_it()).variable("FLOE_RUN_ID", "release 7"));
+    let given = agent().exec(&all_of_it().variable("FLOE_RUN_ID", "release 7"));
     given.finished.expect(0);
     for (outcome, trace) in [(&tree, Some(trace)), (&given, None)] {
         let spans = all(outcome);
