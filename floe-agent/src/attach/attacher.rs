@@ -235,8 +235,8 @@ impl Attacher {
         }
         // The name that it was called by may be that of a link: `sh` is `dash` on Debian.
         let called = || identity::cmdline(pid).ok()?.into_iter().next().map(PathBuf::from);
-        let mut paths = identity::exe(pid).ok().into_iter().chain(called());
-        if paths.any(|path| path.file_name().is_some_and(|name| self.options.programs.is_match(name))) {
+        let named = |path: PathBuf| path.file_name().is_some_and(|name| self.options.programs.is_match(name));
+        if identity::exe(pid).is_ok_and(named) || called().is_some_and(named) {
             let facts = ProcessFacts { span_since: Some(time), ..self.facts(pid, epoch, None) };
             let _ = self.news.send(News::Process(Box::new(facts)));
         }

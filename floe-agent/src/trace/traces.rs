@@ -278,13 +278,16 @@ impl Traces {
     /// The trace of a run that a captured value names.
     pub(super) fn run(&mut self, run: &str) -> Arc<Trace> {
         let id = ids::trace_id(run);
-        let root = ids::span_id(id, ids::RUN, 0);
-        self.settled(Some(root), Settled { id, why: Why::Captured, sampled: true, state: TraceState::NONE })
+        self.captured(id, Some(ids::span_id(id, ids::RUN, 0)))
     }
 
     /// The trace of a span that a program exports itself.
     pub(super) fn own(&mut self, id: TraceId) -> Arc<Trace> {
-        self.settled(None, Settled { id, why: Why::Captured, sampled: true, state: TraceState::NONE })
+        self.captured(id, None)
+    }
+
+    fn captured(&mut self, id: TraceId, root: Option<SpanId>) -> Arc<Trace> {
+        self.settled(root, Settled { id, why: Why::Captured, sampled: true, state: TraceState::NONE })
     }
 
     fn settled(&mut self, root: Option<SpanId>, settled: Settled) -> Arc<Trace> {
